@@ -1,0 +1,19 @@
+//! Everything that touches a tensor: the model, its optimizers, the local round, compression, integer aggregation, checkpoints.
+//! It never sees a peer.
+//!
+//! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient),
+//! [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`], [`checkpoint`],
+//! [`generate`], [`eval`], [`bench`].
+
+pub mod aggregate;
+pub mod apply;
+pub mod bench;
+pub mod checkpoint;
+pub mod compress;
+pub mod config;
+pub mod eval;
+pub mod generate;
+pub mod local;
+pub mod model;
+pub mod optimizer;
+pub mod schedule;
