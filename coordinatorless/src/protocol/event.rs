@@ -1,0 +1,314 @@
+//! What goes into the state machine and what comes out of it: [`Event`], [`Effect`], [`Timer`], [`Notice`].
+
+use std::sync::Arc;
+
+use super::chain::ChainState;
+use crate::types::*;
+use crate::wire::Signed;
+
+/// Something that happened to this peer.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A message whose signature was verified ([`Signed::from_frame`]), brought by transport peer `from` (not necessarily its signer).
+    Message {
+        /// Who handed it over.
+        from: PeerId,
+        /// The message.
+        message: Signed,
+    },
+    /// A timer set by [`Effect::SetTimer`] is due.
+    Timer(Timer),
+    /// The local round ended; its shards are held and served.
+    Trained(Trained),
+    /// Every shard of this blob is held and decodes strictly.
+    BlobHeld {
+        /// The hash sequence.
+        blob: Hash,
+    },
+    /// The blob was fetched and does not decode, or is longer than promised.
+    BlobBad {
+        /// The hash sequence.
+        blob: Hash,
+        /// Why.
+        reason: String,
+    },
+    /// The model after `round` on `branch` is computed.
+    Applied {
+        /// The branch.
+        branch: Branch,
+        /// The round applied (0: the genesis model).
+        round: Round,
+        /// The model's root.
+        model_root: Hash,
+    },
+    /// An audit ordered by [`Effect::Audit`] is done.
+    Audited(Verdict),
+    /// Decided records asked for by [`Effect::AskRecords`] (or offered by anyone): consecutive, oldest first.
+    Records {
+        /// Who gave them.
+        from: PeerId,
+        /// The records.
+        records: Vec<Decided>,
+    },
+    /// The certified snapshot ordered by [`Effect::Resync`] is in place.
+    Resynced {
+        /// The round whose model is now held.
+        round: Round,
+        /// Its root.
+        model_root: Hash,
+    },
+    /// The user wants to leave.
+    Leave,
+}
+
+/// The result of a local round.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// The branch.
+    pub branch: Branch,
+    /// The round.
+    pub round: Round,
+    /// The shards' hashes in order.
+    pub shards: Vec<Hash>,
+    /// Bytes of all shards.
+    pub len: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Mean loss in millionths of a nat per token.
+    pub loss_micros: u64,
+    /// Merkle root over inner-step states.
+    pub trace_root: Hash,
+    /// Accumulator root before.
+    pub accumulator_before: Hash,
+    /// Accumulator root after.
+    pub accumulator_after: Hash,
+}
+
+/// Work for one round, the same for everyone who computes it (R7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainOrder {
+    /// The branch.
+    pub branch: Branch,
+    /// The round.
+    pub round: Round,
+    /// The record trained upon.
+    pub parent: Hash,
+    /// The batches, in the order to be trained.
+    pub batches: Vec<DataRange>,
+    /// Tokens counted over all members before this round: the learning-rate schedule's clock.
+    pub global_tokens: u64,
+    /// The seed of the round.
+    pub seed: [u8; 32],
+    /// The accumulator root this member must start from.
+    pub accumulator: Hash,
+    /// When to stop, on the core's clock.
+    pub until: Micros,
+}
+
+/// One member's round to replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditOrder {
+    /// The audited round's work, as it was assigned (its `until` is meaningless).
+    pub work: TrainOrder,
+    /// Who is audited, with the signed commit.
+    pub contribution: Contribution,
+    /// 0 first draw, 1 confirmation.
+    pub draw: u8,
+}
+
+/// Something for the driver to do. Effects are carried out in order; nothing after a [`Effect::Persist`] may leave this peer before
+/// its bytes are on disk.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Append to the write-ahead log and fsync.
+    Persist(Vec<u8>),
+    /// A new height begins: what the log holds so far is no longer needed.
+    ClearWal,
+    /// Store a decided record, with the chain state after it.
+    Store {
+        /// The record and its certificate.
+        decided: Arc<Decided>,
+        /// The state after it.
+        state: Arc<ChainState>,
+    },
+    /// To every member directly, over as many peers as there are.
+    Broadcast(Signed),
+    /// To one peer.
+    Send(PeerId, Signed),
+    /// Wake me at this time. A timer that is set again moves.
+    SetTimer(Timer, Micros),
+    /// Never mind.
+    CancelTimer(Timer),
+    /// Train.
+    Train(TrainOrder),
+    /// Stop training for this round; whatever comes of it is not wanted any more.
+    StopTraining(Round),
+    /// Fetch these shards and check that they decode; then [`Event::BlobHeld`] or [`Event::BlobBad`]. Repeated with more providers.
+    Fetch {
+        /// Whose contribution.
+        member: PeerId,
+        /// Its commit: blob, shards, length.
+        commit: Commit,
+        /// Who is known to hold it, its author first.
+        providers: Vec<PeerId>,
+    },
+    /// Apply the record's contributions to the model, fetching what is missing; then [`Event::Applied`]. A snapshot is due after
+    /// rounds that are multiples of `storage.snapshot_rounds`.
+    Apply(Arc<Decided>),
+    /// Go back to the model after this round (records above it are void), then [`Event::Applied`] for it.
+    Rollback {
+        /// The branch whose records remain.
+        branch: Branch,
+        /// The round to go back to.
+        round: Round,
+    },
+    /// This peer's model root is not the certified one (R14): get the certified model of this round; then [`Event::Resynced`].
+    Resync {
+        /// The round.
+        round: Round,
+        /// The certified root.
+        model_root: Hash,
+        /// Who may have it.
+        providers: Vec<PeerId>,
+    },
+    /// Replay a member's round; then [`Event::Audited`].
+    Audit(AuditOrder),
+    /// Ask a peer for decided records from this round on; then [`Event::Records`].
+    AskRecords {
+        /// Whom.
+        peer: PeerId,
+        /// From which round on.
+        from: Round,
+    },
+    /// Who is a member now: keep connections to these.
+    Members(Vec<PeerId>),
+    /// For the event log.
+    Notice(Notice),
+}
+
+/// The timers of the state machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Timer {
+    /// Heartbeat and repair, every second.
+    Beat,
+    /// This peer's own collection ends: propose with what is there (R10).
+    Collect,
+    /// The quiet moment after the last commit that could come has come.
+    Settled,
+    /// A timeout of the agreement engine.
+    Agreement(AgreementTimer),
+}
+
+/// A timeout of the agreement, keyed by kind and view (trap 6 of the engine: it names no height, so the height is here).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgreementTimer {
+    /// The branch.
+    pub branch: Branch,
+    /// The round.
+    pub round: Round,
+    /// The engine's kind of timeout, as a number of the agreement module's own.
+    pub kind: u8,
+    /// The view.
+    pub view: View,
+}
+
+/// Something people or scripts may want to know (`events.jsonl`).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A record was decided. Model root and timings come with [`Notice::Advanced`].
+    Decided {
+        /// Branch.
+        branch: Branch,
+        /// Round.
+        round: Round,
+        /// The record's hash.
+        record: Hash,
+        /// The view that decided.
+        view: View,
+        /// Counted members and their tokens.
+        contributors: Vec<(PeerId, u64)>,
+        /// Token-weighted mean loss that members stated, in millionths.
+        loss_micros: u64,
+    },
+    /// A decided record has been applied to the model.
+    Advanced {
+        /// Branch.
+        branch: Branch,
+        /// Round.
+        round: Round,
+        /// The record's hash.
+        record: Hash,
+        /// The root after applying it.
+        model_root: Hash,
+        /// Counted members and their tokens.
+        contributors: Vec<(PeerId, u64)>,
+        /// Token-weighted mean loss, in millionths.
+        loss_micros: u64,
+        /// Microseconds this peer trained in the round.
+        train: Micros,
+        /// From the end of its training to the last blob needed.
+        exchange: Micros,
+        /// From the last commit held to the decision.
+        agree: Micros,
+    },
+    /// A member joined.
+    Joined(PeerId, Round),
+    /// A member lapsed.
+    Lapsed(PeerId, Round),
+    /// A member left.
+    Left(PeerId, Round),
+    /// Survivors went on as a new branch.
+    Regrouped {
+        /// The new branch.
+        branch: Branch,
+        /// Its first round.
+        round: Round,
+        /// Who goes on.
+        survivors: Vec<PeerId>,
+    },
+    /// Records were taken from another branch, ours rolled back.
+    Switched {
+        /// From this branch.
+        from: Branch,
+        /// To this one.
+        to: Branch,
+        /// The fork: the last common round.
+        fork: Round,
+    },
+    /// A branch was met that this peer may never join (R21b).
+    PermanentSplit {
+        /// The other branch.
+        branch: Branch,
+        /// The fork.
+        fork: Round,
+    },
+    /// Records were fetched from others.
+    CaughtUp {
+        /// From.
+        from: Round,
+        /// To.
+        to: Round,
+    },
+    /// A message, blob or record was refused.
+    Rejected {
+        /// Who sent or signed it.
+        from: PeerId,
+        /// The kind of thing.
+        kind: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A verdict entered a record.
+    Audit(SignedVerdict),
+    /// Unvested points were taken.
+    Slashed {
+        /// Whose.
+        member: PeerId,
+        /// How many (GFLOP).
+        points: u128,
+        /// The audited round.
+        round: Round,
+    },
+    /// A finding that needs a person: what, in plain words.
+    Warning(String),
+}

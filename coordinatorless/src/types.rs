@@ -1,0 +1,376 @@
+//! The nouns of the protocol. Newtypes for what must not be mixed; every structure that travels or is hashed is `rkyv` with
+//! one canonical encoding (fixed-width little-endian integers, sequences sorted where the docs say so).
+
+use std::fmt;
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Derives shared by everything that travels: `rkyv` for the wire, ordering for canonical sorting.
+macro_rules! id32 {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[rkyv(derive(PartialEq, Eq, PartialOrd, Ord))]
+        pub struct $name(pub [u8; 32]);
+
+        impl $name {
+            /// The first five bytes in hexadecimal, for people.
+            pub fn short(&self) -> String {
+                self.to_string()[..10].to_owned()
+            }
+            /// Reads 64 hexadecimal digits.
+            pub fn from_hex(text: &str) -> Option<Self> {
+                blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.short())
+            }
+        }
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+                Self::from_hex(&text).ok_or_else(|| {
+                    serde::de::Error::custom(format!("expected 64 hexadecimal digits, found {text:?}"))
+                })
+            }
+        }
+    };
+}
+
+id32!(
+    /// A peer: its iroh endpoint id, an ed25519 public key (R1).
+    PeerId
+);
+id32!(
+    /// The hash of a run's canonical configuration (R2).
+    RunId
+);
+id32!(
+    /// A BLAKE3 hash: of a record, a blob, a model, a state.
+    Hash
+);
+
+impl Hash {
+    /// BLAKE3 of `bytes`, the address of a blob.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+    /// BLAKE3 of `bytes` in a domain of its own (`context` as in `blake3::derive_key`).
+    pub fn derive(context: &str, bytes: &[u8]) -> Self {
+        Self(blake3::derive_key(context, bytes))
+    }
+}
+
+/// A round of a run; round 1 is the first that trains, record 0 is the genesis.
+#[derive(
+    Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default,
+    serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Round(pub u64);
+
+impl Round {
+    /// The round after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+    /// The round before this one; the genesis stays itself.
+    pub fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A branch: 0 until a regroup (R20) starts another.
+pub type Branch = u32;
+/// A view of the agreement within one round, from 0.
+pub type View = u32;
+/// Microseconds on this peer's own monotonic clock, or the simulator's virtual one.
+pub type Micros = u64;
+/// The index of a batch in the run's one permuted stream of batches.
+pub type BatchIndex = u64;
+
+/// An ed25519 signature (64 bytes).
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Signature(pub [u8; 64]);
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sig:{:02x}{:02x}{:02x}", self.0[0], self.0[1], self.0[2])
+    }
+}
+
+/// What every signature covers besides its message: no message can be replayed in another run, branch, round or view (R1).
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot {
+    /// The run.
+    pub run: RunId,
+    /// The branch of the run.
+    pub branch: Branch,
+    /// The round.
+    pub round: Round,
+    /// The view of the agreement, 0 where views mean nothing.
+    pub view: View,
+}
+
+/// `len` batches of the stream from `start` on, handed back `returns` times by members who delivered nothing (R7).
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DataRange {
+    /// The first batch.
+    pub start: BatchIndex,
+    /// How many batches.
+    pub len: u64,
+    /// How often a member that delivered nothing has had this range.
+    pub returns: u8,
+}
+
+/// A member's promise for one round: these bytes, for this much work (R4).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Commit {
+    /// Run, branch and round; view 0.
+    pub slot: Slot,
+    /// The round whose model was trained from (the round before, without overlap).
+    pub base: Round,
+    /// The record the round builds on.
+    pub parent: Hash,
+    /// BLAKE3 of the concatenated shard hashes: an iroh-blobs hash sequence.
+    pub blob: Hash,
+    /// The shards' hashes in order, each of at most 4 MiB.
+    pub shards: Vec<Hash>,
+    /// Bytes of all shards together.
+    pub len: u64,
+    /// Tokens trained on: a prefix of the assigned order, in whole batches.
+    pub tokens: u64,
+    /// Mean training loss in nats per token, in millionths; advisory.
+    pub loss_micros: u64,
+    /// Merkle root over the state hashes of the inner steps.
+    pub trace_root: Hash,
+    /// The accumulator before the round: the root after the last counted commit, or that of zeros (R19).
+    pub accumulator_before: Hash,
+    /// The accumulator after it, should this commit be counted.
+    pub accumulator_after: Hash,
+}
+
+/// A commit as its member signed it. Records carry these whole, so that anyone can check a record on its own.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Contribution {
+    /// Who trained.
+    pub member: PeerId,
+    /// What it promised.
+    pub commit: Commit,
+    /// Its signature over the commit.
+    pub signature: Signature,
+}
+
+/// A change of membership (R3, R15).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Change {
+    /// A peer asks to take part from the next round on; signed by it.
+    Join(Join, PeerId, Signature),
+    /// A member says goodbye; signed by it.
+    Leave(Leave, PeerId, Signature),
+    /// A member has been silent for too long.
+    Lapse(PeerId),
+}
+
+/// A newcomer's request (R18).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Join {
+    /// Run, branch and the round the newcomer knows of; valid for 16 rounds after it.
+    pub slot: Slot,
+    /// Its VRF key (schnorrkel), cross-signed by this message's signature.
+    pub vrf_key: [u8; 32],
+    /// Where its tokens are to be paid; empty if nowhere. At most 64 bytes of ASCII.
+    pub payout_address: String,
+}
+
+/// A member's goodbye.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Leave {
+    /// Run, branch and round.
+    pub slot: Slot,
+}
+
+/// What an auditor found.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Finding {
+    /// The replay agrees within the bound.
+    Agrees,
+    /// It does not.
+    Differs,
+    /// The member did not open its accumulator.
+    Unanswered,
+}
+
+/// An auditor's signed word on one member's round (R25).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Verdict {
+    /// Run and branch, and the *audited* round; view 0.
+    pub slot: Slot,
+    /// The member audited.
+    pub member: PeerId,
+    /// 0 for the first draw, 1 for the draw that confirms or clears.
+    pub draw: u8,
+    /// What was found.
+    pub finding: Finding,
+    /// Relative L2 distance between claim and replay, in billionths (saturating).
+    pub distance_nanos: u64,
+    /// The bound it was held to, in billionths.
+    pub bound_nanos: u64,
+}
+
+/// A verdict with its auditor's signature, as it stands in a record.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SignedVerdict {
+    /// Who audited.
+    pub auditor: PeerId,
+    /// What it says.
+    pub verdict: Verdict,
+    /// The signature.
+    pub signature: Signature,
+}
+
+/// The next link of the run's randomness: a VRF of the original proposer over the last seed (R23).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Beacon {
+    /// Who first proposed the record.
+    pub proposer: PeerId,
+    /// In which view.
+    pub view: View,
+    /// The VRF output (schnorrkel pre-output, 32 bytes).
+    pub output: [u8; 32],
+    /// Its proof (64 bytes).
+    pub proof: Signature,
+}
+
+/// What the members agree on, once per round. The chain of records is the ledger: membership, weights, quotas, balances and
+/// randomness follow from it by replay.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Record {
+    /// Run, branch and round; view 0 (a record re-proposed in a later view stays the same record).
+    pub slot: Slot,
+    /// The record before.
+    pub parent: Hash,
+    /// The view in which the parent was decided: views below it failed, and their proposers go last for two rounds (R10).
+    pub parent_view: View,
+    /// Joins, leaves and lapses, at most 8, sorted.
+    pub changes: Vec<Change>,
+    /// Counted contributions, sorted by member.
+    pub contributions: Vec<Contribution>,
+    /// Batches nobody delivered, sorted; they are assigned first in the next round.
+    pub returned: Vec<DataRange>,
+    /// Batches returned three times: given up as poison, sorted.
+    pub retired: Vec<DataRange>,
+    /// The model after the round before this one.
+    pub model_root: Hash,
+    /// Cursor, pools, quotas, weights and VRF keys after the round before.
+    pub state_root: Hash,
+    /// Balances after the round before.
+    pub ledger_root: Hash,
+    /// Verdicts, at most 16, sorted.
+    pub verdicts: Vec<SignedVerdict>,
+    /// The next link of the randomness.
+    pub beacon: Beacon,
+}
+
+/// More than 2/3 of the weight precommitted to a record: nobody needs to trust whoever shows it.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Certificate {
+    /// Run, branch, round, and the view that decided.
+    pub slot: Slot,
+    /// The record.
+    pub record: Hash,
+    /// Voters and their precommit signatures, sorted by voter.
+    pub votes: Vec<(PeerId, Signature)>,
+}
+
+/// A record with the proof that it was decided, as it is stored and handed to laggards.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Decided {
+    /// The record.
+    pub record: Record,
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// Where a branch begins (R20): the statements of everyone who went on. Empty otherwise.
+    pub regroup: Vec<(PeerId, Regroup, Signature)>,
+}
+
+/// The two steps of voting.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum VoteKind {
+    /// "I hold it and it follows the rules" (R11).
+    Prevote,
+    /// "More than 2/3 prevoted it."
+    Precommit,
+}
+
+/// A vote of the agreement.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Vote {
+    /// Run, branch, round and view.
+    pub slot: Slot,
+    /// Prevote or precommit.
+    pub kind: VoteKind,
+    /// The record voted for, or nil.
+    pub record: Option<Hash>,
+}
+
+/// A proposer's record for a view.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Proposal {
+    /// Run, branch, round and view.
+    pub slot: Slot,
+    /// The view in which this record already had more than 2/3 of the prevotes, if any.
+    pub polka_view: Option<View>,
+    /// The record itself.
+    pub record: Record,
+}
+
+/// What a peer holds and whom it hears: advice and provider list, not proof (R9, R15). Also the heartbeat.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Have {
+    /// Run, branch and the round in progress.
+    pub slot: Slot,
+    /// Counts up with each message of this peer in this process, so that an older one never undoes a newer.
+    pub sequence: u64,
+    /// The last certified record this peer knows.
+    pub tip: Hash,
+    /// The round of `tip`.
+    pub tip_round: Round,
+    /// Blob hashes of this round's commits held in full and found well-formed; sorted, at most 1024.
+    pub blobs: Vec<Hash>,
+    /// Members heard from within the last three rounds; sorted, at most 1024.
+    pub heard: Vec<PeerId>,
+}
+
+/// "I have lost the quorum; I would go on with these" (R20).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Regroup {
+    /// Run, and the branch and round that are stuck; view 0.
+    pub slot: Slot,
+    /// Counts up; a peer signs one statement for each and never acts on a lower one.
+    pub attempt: u32,
+    /// The highest certified record.
+    pub tip: Hash,
+    /// The record of the highest polka seen in the stuck round, to be proposed first on the new branch.
+    pub polka: Option<Hash>,
+    /// Who is heard from, this peer included; sorted.
+    pub survivors: Vec<PeerId>,
+}
