@@ -8,6 +8,7 @@
 pub mod aggregate;
 pub mod apply;
 pub mod bench;
+pub mod bench_codec;
 pub mod checkpoint;
 pub mod compress;
 pub mod config;

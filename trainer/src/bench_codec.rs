@@ -1,0 +1,167 @@
+//! Rows of `murmur bench codec`: how many bytes a parameter costs, against the entropy of what is sent, and how fast.
+//!
+//! Speeds are gigabytes of fp32 parameters a second, the best of several runs. The large buffers are those of the run before,
+//! as in a peer that goes on round after round. Decoding is measured as it is used: one contribution, strictly decoded and added to the integer sums.
+
+use std::hint::black_box;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crate::aggregate::{AggregateError, Weighted, aggregate_into};
+use crate::compress::{CodecError, DecodeError, SparseCodec, reference};
+
+/// The reference is timed on at most this many parameters: it is slow.
+const REFERENCE_PARAMS: usize = 1 << 20;
+
+/// Each speed is measured for about this long, and at least three times.
+const MEASURE: Duration = Duration::from_millis(400);
+
+/// One line of the report.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Row {
+    /// `synthetic` (heavy-tailed) or `pseudo-gradient` (given by the caller).
+    pub source: &'static str,
+    /// Parameters.
+    pub params: usize,
+    /// Values sent of each chunk of 4096.
+    pub k: usize,
+    /// Always `sign` today.
+    pub quantizer: &'static str,
+    /// Threads at work.
+    pub threads: usize,
+    /// Bytes of all shards for each parameter.
+    pub bytes_per_param: f64,
+    /// Entropy of what is sent for each parameter: positions, signs, scales.
+    pub entropy_bytes_per_param: f64,
+    /// Encoding, GB/s of fp32 parameters.
+    pub encode_gb_s: f64,
+    /// Strict decoding and adding, GB/s of fp32 parameters covered.
+    pub decode_gb_s: f64,
+    /// Encoding by the plain reference on one thread, GB/s of fp32 parameters.
+    pub reference_encode_gb_s: f64,
+}
+
+/// Why there is no row.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum BenchError {
+    /// The codec refuses the settings or the vector.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// What was encoded does not decode: a bug.
+    #[error("what was encoded does not decode: {0}")]
+    Decode(#[from] DecodeError),
+    /// What was encoded cannot be summed: a bug.
+    #[error("what was encoded cannot be summed: {0}")]
+    Aggregate(#[from] AggregateError),
+}
+
+/// Measures one setting on heavy-tailed values made up from a seed.
+///
+/// # Errors
+/// Settings that the codec refuses.
+pub fn synthetic_row(params: usize, k: usize, threads: usize) -> Result<Row, BenchError> {
+    row("synthetic", &heavy_tailed(params, 1), k, threads)
+}
+
+/// Measures one setting on a pseudo-gradient of the caller's, one value a parameter.
+///
+/// # Errors
+/// Settings that the codec refuses, or values that are not finite.
+pub fn pseudo_gradient_row(delta: &[f32], k: usize, threads: usize) -> Result<Row, BenchError> {
+    row("pseudo-gradient", delta, k, threads)
+}
+
+fn row(source: &'static str, delta: &[f32], k: usize, threads: usize) -> Result<Row, BenchError> {
+    let params = delta.len();
+    let codec = SparseCodec::new(params, 4096, k, 0.95)?;
+    let zeros = vec![0.0; params];
+    // The second round is measured: its accumulator is as full as any later one's is in kind.
+    let accumulator = codec.encode_with(&zeros, delta, threads)?.accumulator;
+    let shards = codec.encode_with(&accumulator, delta, threads)?.shards;
+    let bytes: usize = shards.iter().map(Vec::len).sum();
+    let entropy = codec.decode(&shards)?.entropy_bytes();
+    let contribution = [Weighted {
+        tokens: 1,
+        shards: &shards,
+    }];
+    let mut buffer = Vec::new();
+    let encode = best_time(|| -> Result<(), BenchError> {
+        buffer = codec
+            .encode_into(&accumulator, delta, threads, mem::take(&mut buffer))?
+            .accumulator;
+        Ok(())
+    })?;
+    let mut sums = Vec::new();
+    let decode = best_time(|| -> Result<(), BenchError> {
+        sums = aggregate_into(&codec, &contribution, threads, mem::take(&mut sums))?.into_sums();
+        Ok(())
+    })?;
+    let some = params.min(REFERENCE_PARAMS);
+    let small = SparseCodec::new(some, 4096, k, 0.95)?;
+    let slow = best_time(|| -> Result<(), BenchError> {
+        black_box(reference::encode(&small, &accumulator[..some], &delta[..some])?);
+        Ok(())
+    })?;
+    Ok(Row {
+        source,
+        params,
+        k,
+        quantizer: "sign",
+        threads,
+        bytes_per_param: bytes as f64 / params as f64,
+        entropy_bytes_per_param: entropy / params as f64,
+        encode_gb_s: gb_per_second(params, encode),
+        decode_gb_s: gb_per_second(params, decode),
+        reference_encode_gb_s: gb_per_second(some, slow),
+    })
+}
+
+/// Heavy-tailed values as pseudo-gradients have them: a normal variable times the exponential of another, with a scale that
+/// changes from row to row of 512. The same for the same seed.
+#[must_use]
+pub fn heavy_tailed(params: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut row_scale = 1.0;
+    let value = |index| {
+        if index % 512 == 0 {
+            row_scale = 1e-3 * (0.7 * normal(&mut state)).exp();
+        }
+        (row_scale * normal(&mut state) * normal(&mut state).exp()) as f32
+    };
+    (0..params).map(value).collect()
+}
+
+/// About normal: the sum of eight uniform variables, scaled to variance one.
+fn normal(state: &mut u64) -> f64 {
+    let bits = [splitmix(state), splitmix(state)];
+    let sum: f64 = bits
+        .iter()
+        .flat_map(|bits| (0..4).map(move |part| f64::from((bits >> (16 * part)) as u16)))
+        .sum();
+    (sum / 65536.0 - 4.0) * 1.5f64.sqrt()
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
+fn best_time<E>(mut work: impl FnMut() -> Result<(), E>) -> Result<Duration, E> {
+    let start = Instant::now();
+    let mut best = Duration::MAX;
+    let mut runs = 0;
+    while runs < 3 || start.elapsed() < MEASURE {
+        let begin = Instant::now();
+        work()?;
+        best = best.min(begin.elapsed());
+        runs += 1;
+    }
+    Ok(best)
+}
+
+fn gb_per_second(params: usize, time: Duration) -> f64 {
+    4.0 * params as f64 / time.as_secs_f64().max(1e-9) / 1e9
+}
