@@ -1,0 +1,66 @@
+//! Strangers' bytes as a contribution: never a panic, and whatever the strict decoder lets through is canonical.
+//!
+//! The first byte chooses a codec, the rest is its one shard: as it is, and once more behind a header that is right, so that
+//! the fuzzer need not find out lengths before it reaches the bits.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use trainer::aggregate::{Weighted, aggregate_with};
+use trainer::compress::SparseCodec;
+
+/// Parameters, chunk and k: short chunks, k = chunk, one block, several blocks.
+const CODECS: [(usize, usize, usize); 6] = [
+    (1, 64, 1),
+    (100, 64, 5),
+    (600, 64, 64),
+    (4096, 4096, 64),
+    (5000, 1024, 16),
+    (64 * 64 * 2 + 9, 64, 3),
+];
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((first, rest)) = bytes.split_first() else {
+        return;
+    };
+    let (params, chunk, k) = CODECS[usize::from(*first) % CODECS.len()];
+    let codec = SparseCodec::new(params, chunk, k, 0.95).expect("settings within bounds");
+    hold(&codec, rest.to_vec());
+    let mut framed = vec![1, 1, 0, 0];
+    let blocks = params.div_ceil(64 * chunk);
+    for block in 0..blocks {
+        let length = rest.len() * (block + 1) / blocks - rest.len() * block / blocks;
+        framed.extend((length as u32).to_le_bytes());
+    }
+    framed.extend(rest);
+    hold(&codec, framed);
+});
+
+fn hold(codec: &SparseCodec, shard: Vec<u8>) {
+    let shards = [shard];
+    let sum = aggregate_with(
+        codec,
+        &[Weighted {
+            tokens: u64::MAX,
+            shards: &shards[..],
+        }],
+        1,
+    );
+    match codec.check(&shards) {
+        Ok(()) => {
+            let decoded = codec.decode(&shards).expect("what passes the check decodes");
+            assert_eq!(
+                codec.pack(&decoded).expect("of the same codec"),
+                shards,
+                "one content has one encoding"
+            );
+            assert!(sum.is_ok());
+        }
+        Err(error) => {
+            assert_eq!(
+                codec.decode(&shards).expect_err("what fails the check does not decode"),
+                error
+            );
+            assert!(sum.is_err());
+        }
+    }
+}
