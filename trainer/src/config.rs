@@ -1,1 +1,638 @@
-//! config
+//! What all peers of a run agree on about the model and its training: part of the run configuration, identical everywhere and hashed.
+//!
+//! Every field says its purpose, its unit, its bound and where its default comes from. Relations between fields are checked once, by
+//! [`ModelConfig::validate`] and [`TrainingConfig::validate_with`], at the border; the code behind it relies on them. A configuration may
+//! come from a stranger's ticket, so the bounds also keep every size computed from it free of overflow.
+
+use serde::{Deserialize, Serialize};
+
+/// A value outside its bound: which, what was found, what is allowed, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {found}, but must be {bound}; {fix}")]
+pub struct ConfigError {
+    /// The field, as written in the run file (`model.dim`).
+    pub field: &'static str,
+    /// The value found.
+    pub found: String,
+    /// What is allowed.
+    pub bound: String,
+    /// How to mend it.
+    pub fix: &'static str,
+}
+
+/// Accepts `value` when `allowed`, and says what is wrong otherwise.
+fn require(
+    allowed: bool,
+    field: &'static str,
+    value: impl ToString,
+    bound: impl Into<String>,
+    fix: &'static str,
+) -> Result<(), ConfigError> {
+    if allowed {
+        return Ok(());
+    }
+    Err(ConfigError {
+        field,
+        found: value.to_string(),
+        bound: bound.into(),
+        fix,
+    })
+}
+
+/// Most parameters a model may have: far above what the host-side flat vectors can hold, far below overflow.
+const MAX_PARAMS: usize = 1 << 38;
+
+/// The shape of a Llama-style decoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Distinct tokens; 256 for bytes, 50257 for GPT-2's. Bound: 2 to 2^20.
+    pub vocab_size: usize,
+    /// Width of the residual stream. Bound: 8 to 32768, a multiple of `2 * heads` (RoPE turns pairs within a head).
+    pub dim: usize,
+    /// Decoder blocks. Bound: 1 to 1024.
+    pub layers: usize,
+    /// Query heads, each `dim / heads` wide. Bound: 1 to 1024.
+    pub heads: usize,
+    /// Key and value heads, shared by `heads / kv_heads` query heads each (grouped-query attention, arXiv 2305.13245). A divisor of `heads`.
+    pub kv_heads: usize,
+    /// Inner width of the SwiGLU feed-forward. Bound: 8 to 131072.
+    pub ffn: usize,
+    /// Longest sequence, in tokens, that the model is asked to read. Bound: 2 to 2^20.
+    pub max_seq_len: usize,
+    /// Base of the rotary wavelengths (RoFormer, arXiv 2104.09864; 10000 there and in Llama). Bound: 1 to 1e9.
+    pub rope_theta: f64,
+    /// Added to the mean square in RMSNorm. Bound: 1e-12 to 0.1; Llama's 1e-5.
+    pub norm_eps: f64,
+    /// Whether the output head is the token embedding; saves `vocab_size * dim` parameters in a small model.
+    pub tied_embeddings: bool,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self::demo()
+    }
+}
+
+impl ModelConfig {
+    /// The demo's byte-level model: 885,888 parameters, small enough that two CPU cores learn English from it in minutes.
+    pub fn demo() -> Self {
+        Self {
+            vocab_size: 256,
+            dim: 128,
+            layers: 4,
+            heads: 4,
+            kv_heads: 4,
+            ffn: 384,
+            max_seq_len: 256,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+            tied_embeddings: true,
+        }
+    }
+
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.dim / self.heads
+    }
+
+    /// Rows of the key (and of the value) projection: `kv_heads * head_dim`.
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim()
+    }
+
+    /// Parameters in the matrices of one decoder block.
+    pub fn layer_matrix_params(&self) -> usize {
+        self.dim * (2 * self.dim + 2 * self.kv_dim()) + 3 * self.dim * self.ffn
+    }
+
+    /// All parameters, a tied head counted once.
+    pub fn param_count(&self) -> usize {
+        let embeddings = if self.tied_embeddings { 1 } else { 2 };
+        let norms = (2 * self.layers + 1) * self.dim;
+        embeddings * self.vocab_size * self.dim + norms + self.layers * self.layer_matrix_params()
+    }
+
+    /// Floating-point operations to train on one token (forward and backward) of a full-length sequence; see [`Self::flops_per_token_at`].
+    pub fn flops_per_token(&self) -> u64 {
+        self.flops_per_token_at(self.max_seq_len)
+    }
+
+    /// Floating-point operations to train on one token of sequences of `seq_len` tokens: `6 N` for the matrix products, N counting the blocks'
+    /// matrices and the head (an embedding look-up multiplies nothing), plus `6 * layers * dim * seq_len` for attention over the average
+    /// half of a causal window (PaLM, arXiv 2204.02311, appendix B, counts the whole window: twice that).
+    pub fn flops_per_token_at(&self, seq_len: usize) -> u64 {
+        let products = self.layers * self.layer_matrix_params() + self.vocab_size * self.dim;
+        6 * (products as u64) + 6 * (self.layers as u64) * (self.dim as u64) * (seq_len as u64)
+    }
+
+    /// Checks every bound and relation.
+    ///
+    /// # Errors
+    /// The first field that breaks one.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let within = |field, value: usize, low: usize, high: usize, fix| {
+            require(
+                (low..=high).contains(&value),
+                field,
+                value,
+                format!("{low} to {high}"),
+                fix,
+            )
+        };
+        within(
+            "model.vocab_size",
+            self.vocab_size,
+            2,
+            1 << 20,
+            "take the tokenizer's size",
+        )?;
+        within("model.dim", self.dim, 8, 32_768, "choose a width in that range")?;
+        within("model.layers", self.layers, 1, 1024, "choose a depth in that range")?;
+        within("model.heads", self.heads, 1, 1024, "choose a number in that range")?;
+        within(
+            "model.kv_heads",
+            self.kv_heads,
+            1,
+            self.heads,
+            "at most one per query head",
+        )?;
+        within("model.ffn", self.ffn, 8, 131_072, "usually 8/3 of dim")?;
+        within(
+            "model.max_seq_len",
+            self.max_seq_len,
+            2,
+            1 << 20,
+            "choose a length in that range",
+        )?;
+        let pairs = self.dim.is_multiple_of(2 * self.heads);
+        require(
+            pairs,
+            "model.dim",
+            self.dim,
+            format!("a multiple of {}", 2 * self.heads),
+            "change dim or heads",
+        )?;
+        let shared = self.heads.is_multiple_of(self.kv_heads);
+        let divisor = format!("a divisor of heads = {}", self.heads);
+        require(
+            shared,
+            "model.kv_heads",
+            self.kv_heads,
+            divisor,
+            "change heads or kv_heads",
+        )?;
+        let base = (1.0..=1e9).contains(&self.rope_theta);
+        require(
+            base,
+            "model.rope_theta",
+            self.rope_theta,
+            "1 to 1e9",
+            "10000 is the usual value",
+        )?;
+        let eps = (1e-12..=0.1).contains(&self.norm_eps);
+        require(
+            eps,
+            "model.norm_eps",
+            self.norm_eps,
+            "1e-12 to 0.1",
+            "1e-5 is the usual value",
+        )?;
+        let params = self.param_count();
+        require(
+            params <= MAX_PARAMS,
+            "model",
+            format!("{params} parameters"),
+            "at most 2^38",
+            "make it smaller",
+        )
+    }
+}
+
+/// Which optimizer takes the inner steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Orthogonalised momentum on the blocks' matrices, AdamW on embedding, head and norms.
+    Muon,
+    /// AdamW on everything.
+    AdamW,
+}
+
+/// The inner optimizer. Its state starts from zero in every round, so that a round is a function of agreed state alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// The rule; Muon learns more per round than AdamW when state is reset.
+    pub kind: OptimizerKind,
+    /// Peak learning rate, before the schedule. Bound: above 0, at most 1. For Muon it is that of AdamW too: its update is scaled by
+    /// `0.2 * sqrt(max(rows, columns))` to the root mean square of an AdamW step (Moonlight, arXiv 2502.16982, section 2.2).
+    pub lr: f64,
+    /// Decoupled decay per step, times the learning rate; not for norms. Bound: 0 to 1.
+    pub weight_decay: f64,
+    /// AdamW's decay of the mean gradient. Bound: 0 to below 1.
+    pub beta1: f64,
+    /// AdamW's decay of the mean square. Bound: 0 to below 1; .95 forgets fast enough for rounds of tens of steps.
+    pub beta2: f64,
+    /// Muon's (Nesterov) momentum. Bound: 0 to below 1.
+    pub momentum: f64,
+    /// Added to AdamW's root mean square. Bound: above 0, at most 1e-2.
+    pub eps: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::Muon,
+            lr: 2e-3,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            momentum: 0.95,
+            eps: 1e-8,
+        }
+    }
+}
+
+/// The learning rate over the run, by tokens counted over all peers: a late joiner has the same as everyone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// Global tokens over which the rate rises linearly. Bound: at most `total_tokens`.
+    pub warmup_tokens: u64,
+    /// Global tokens at which the cosine reaches its floor; it stays there afterwards. Bound: 1 to 2^53 (exact in a double).
+    pub total_tokens: u64,
+    /// The floor, as a share of the peak. Bound: 0 to 1.
+    pub min_ratio: f64,
+}
+
+impl Default for ScheduleConfig {
+    /// Thirty rounds of 61,440 tokens: the demo's whole run, after a warm-up of about one round.
+    fn default() -> Self {
+        Self {
+            warmup_tokens: 61_440,
+            total_tokens: 1_843_200,
+            min_ratio: 0.1,
+        }
+    }
+}
+
+/// How a pseudo-gradient becomes bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompressionConfig {
+    /// The codec; `sparse` is the one there is.
+    pub algorithm: String,
+    /// Parameters per chunk. Bound: 64 to 65536.
+    pub chunk: usize,
+    /// Values kept per chunk. Bound: 1 to `chunk`. More for small models: 256 of 4096 learns markedly more than 64 there.
+    pub k: usize,
+    /// Decay of the accumulator (error feedback). Bound: 0 to below 1.
+    pub beta: f64,
+}
+
+impl Default for CompressionConfig {
+    fn default() -> Self {
+        Self {
+            algorithm: "sparse".to_owned(),
+            chunk: 4096,
+            k: 256,
+            beta: 0.95,
+        }
+    }
+}
+
+/// Everything agreed about training; with [`ModelConfig`], the trainer's half of a run configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingConfig {
+    /// The inner optimizer.
+    pub optimizer: OptimizerConfig,
+    /// Its learning rate over the run.
+    pub schedule: ScheduleConfig,
+    /// Largest L2 norm of a step's gradient; longer ones are scaled down to it. Bound: above 0, finite.
+    pub grad_clip: f64,
+    /// Tokens predicted per sequence (a sequence holds one more). Bound: 1 to the model's `max_seq_len`.
+    pub seq_len: usize,
+    /// Sequences per inner step. Bound: 1 to 65536.
+    pub batch_sequences: usize,
+    /// Most inner steps in a round; a slow peer's round is cut shorter by time. Bound: 1 to 65536.
+    pub max_inner_steps: u32,
+    /// Seed of the initial parameters.
+    pub init_seed: u64,
+    /// How contributions are encoded.
+    pub compression: CompressionConfig,
+    /// Outer learning rate on the mean of the decoded pseudo-gradients. Bound: above 0, at most 16. About 2, because the sum
+    /// of sparse contributions is divided by everyone's weight, also of those who sent nothing at an index.
+    pub outer_rate: f64,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            optimizer: OptimizerConfig::default(),
+            schedule: ScheduleConfig::default(),
+            grad_clip: 1.0,
+            seq_len: 128,
+            batch_sequences: 8,
+            max_inner_steps: 15,
+            init_seed: 0,
+            compression: CompressionConfig::default(),
+            outer_rate: 2.0,
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// Tokens of one inner step of one peer.
+    pub fn tokens_per_step(&self) -> u64 {
+        (self.seq_len as u64) * (self.batch_sequences as u64)
+    }
+
+    /// Checks every bound of its own; see [`Self::validate_with`] for the relation to the model.
+    ///
+    /// # Errors
+    /// The first field that breaks one.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.optimizer.validate()?;
+        self.schedule.validate()?;
+        self.compression.validate()?;
+        let clip = self.grad_clip.is_finite() && self.grad_clip > 0.0;
+        require(
+            clip,
+            "training.grad_clip",
+            self.grad_clip,
+            "finite and above 0",
+            "1.0 is the usual value",
+        )?;
+        let seq = (1..=1 << 20).contains(&self.seq_len);
+        require(
+            seq,
+            "training.seq_len",
+            self.seq_len,
+            "1 to 1048576",
+            "choose a length in that range",
+        )?;
+        let batch = (1..=65_536).contains(&self.batch_sequences);
+        require(
+            batch,
+            "training.batch_sequences",
+            self.batch_sequences,
+            "1 to 65536",
+            "choose a number in that range",
+        )?;
+        let steps = (1..=65_536).contains(&self.max_inner_steps);
+        require(
+            steps,
+            "training.max_inner_steps",
+            self.max_inner_steps,
+            "1 to 65536",
+            "choose a number in that range",
+        )?;
+        let outer = self.outer_rate > 0.0 && self.outer_rate <= 16.0;
+        require(
+            outer,
+            "training.outer_rate",
+            self.outer_rate,
+            "above 0, at most 16",
+            "2 is the usual value",
+        )
+    }
+
+    /// [`Self::validate`], [`ModelConfig::validate`], and that the model reads sequences of `seq_len`.
+    ///
+    /// # Errors
+    /// The first field that breaks a bound.
+    pub fn validate_with(&self, model: &ModelConfig) -> Result<(), ConfigError> {
+        model.validate()?;
+        self.validate()?;
+        let fits = self.seq_len <= model.max_seq_len;
+        let bound = format!("at most model.max_seq_len = {}", model.max_seq_len);
+        require(
+            fits,
+            "training.seq_len",
+            self.seq_len,
+            bound,
+            "shorten it or raise model.max_seq_len",
+        )
+    }
+}
+
+impl OptimizerConfig {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// The first field that breaks one.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let rate = self.lr > 0.0 && self.lr <= 1.0;
+        require(
+            rate,
+            "training.optimizer.lr",
+            self.lr,
+            "above 0, at most 1",
+            "2e-3 suits small models",
+        )?;
+        let decay = (0.0..=1.0).contains(&self.weight_decay);
+        require(
+            decay,
+            "training.optimizer.weight_decay",
+            self.weight_decay,
+            "0 to 1",
+            "0.1 is the usual value",
+        )?;
+        let below = "0 to below 1";
+        require(
+            share(self.beta1),
+            "training.optimizer.beta1",
+            self.beta1,
+            below,
+            "0.9 is the usual value",
+        )?;
+        require(
+            share(self.beta2),
+            "training.optimizer.beta2",
+            self.beta2,
+            below,
+            "0.95 is the usual value",
+        )?;
+        require(
+            share(self.momentum),
+            "training.optimizer.momentum",
+            self.momentum,
+            below,
+            "0.95 is the usual value",
+        )?;
+        let eps = self.eps > 0.0 && self.eps <= 1e-2;
+        require(
+            eps,
+            "training.optimizer.eps",
+            self.eps,
+            "above 0, at most 1e-2",
+            "1e-8 is the usual value",
+        )
+    }
+}
+
+impl ScheduleConfig {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// The first field that breaks one.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let total = (1..=1 << 53).contains(&self.total_tokens);
+        require(
+            total,
+            "training.schedule.total_tokens",
+            self.total_tokens,
+            "1 to 2^53",
+            "give the run's tokens",
+        )?;
+        let warm = self.warmup_tokens <= self.total_tokens;
+        let bound = format!("at most total_tokens = {}", self.total_tokens);
+        require(
+            warm,
+            "training.schedule.warmup_tokens",
+            self.warmup_tokens,
+            bound,
+            "shorten the warm-up",
+        )?;
+        let floor = (0.0..=1.0).contains(&self.min_ratio);
+        require(
+            floor,
+            "training.schedule.min_ratio",
+            self.min_ratio,
+            "0 to 1",
+            "0.1 is the usual value",
+        )
+    }
+}
+
+impl CompressionConfig {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// The first field that breaks one.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let known = self.algorithm == "sparse";
+        require(
+            known,
+            "training.compression.algorithm",
+            &self.algorithm,
+            "sparse",
+            "write \"sparse\"",
+        )?;
+        let chunk = (64..=65_536).contains(&self.chunk);
+        require(
+            chunk,
+            "training.compression.chunk",
+            self.chunk,
+            "64 to 65536",
+            "4096 is the usual value",
+        )?;
+        let k = (1..=self.chunk).contains(&self.k);
+        require(
+            k,
+            "training.compression.k",
+            self.k,
+            format!("1 to chunk = {}", self.chunk),
+            "64 to 256 are usual",
+        )?;
+        let beta = (0.0..1.0).contains(&self.beta);
+        require(
+            beta,
+            "training.compression.beta",
+            self.beta,
+            "0 to below 1",
+            "0.95 is the usual value",
+        )
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_has_about_nine_hundred_thousand_parameters() {
+        assert_eq!(ModelConfig::demo().param_count(), 885_888);
+        TrainingConfig::default().validate_with(&ModelConfig::demo()).unwrap();
+    }
+
+    #[test]
+    fn a_bad_value_is_told_with_its_bound_and_its_fix() {
+        let model = ModelConfig {
+            kv_heads: 3,
+            ..ModelConfig::demo()
+        };
+        let error = model.validate().unwrap_err();
+        assert_eq!(error.field, "model.kv_heads");
+        let told = error.to_string();
+        assert_eq!(
+            told,
+            "model.kv_heads is 3, but must be a divisor of heads = 4; change heads or kv_heads"
+        );
+    }
+
+    #[test]
+    fn a_sequence_longer_than_the_model_reads_is_refused() {
+        let training = TrainingConfig {
+            seq_len: 257,
+            ..TrainingConfig::default()
+        };
+        training.validate().unwrap();
+        assert_eq!(
+            training.validate_with(&ModelConfig::demo()).unwrap_err().field,
+            "training.seq_len"
+        );
+    }
+
+    #[test]
+    fn not_a_number_is_never_within_bounds() {
+        for broken in [
+            TrainingConfig {
+                grad_clip: f64::NAN,
+                ..TrainingConfig::default()
+            },
+            TrainingConfig {
+                outer_rate: f64::NAN,
+                ..TrainingConfig::default()
+            },
+            TrainingConfig {
+                optimizer: OptimizerConfig {
+                    lr: f64::NAN,
+                    ..OptimizerConfig::default()
+                },
+                ..TrainingConfig::default()
+            },
+        ] {
+            assert!(broken.validate().is_err());
+        }
+    }
+
+    #[test]
+    fn the_largest_admitted_shape_does_not_overflow() {
+        let huge = ModelConfig {
+            vocab_size: 1 << 20,
+            dim: 32_768,
+            layers: 1024,
+            heads: 1024,
+            kv_heads: 1024,
+            ffn: 131_072,
+            ..ModelConfig::demo()
+        };
+        assert_eq!(huge.validate().unwrap_err().field, "model");
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let text = r#"{"dim": 128, "depth": 4}"#;
+        assert!(
+            serde_json::from_str::<ModelConfig>(text)
+                .unwrap_err()
+                .to_string()
+                .contains("depth")
+        );
+    }
+}

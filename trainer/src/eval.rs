@@ -1,1 +1,140 @@
-//! eval
+//! Held-out loss of the agreed model.
+
+use tch::Tensor;
+
+use crate::local::token_tensor;
+use crate::model::{Model, ModelError};
+
+/// Tokens per forward pass; bounds the memory of the logits.
+const BATCH_TOKENS: usize = 4096;
+
+/// Why an evaluation gave no number.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// The parameters do not fit the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Nothing to read.
+    #[error("no sequence to evaluate on")]
+    Empty,
+    /// A sequence whose length differs from the first's, or is out of range.
+    #[error("sequence {index} has {found} tokens, expected {expected}")]
+    Length {
+        /// Which sequence.
+        index: usize,
+        /// What its length may be.
+        expected: String,
+        /// Its length.
+        found: usize,
+    },
+    /// A token that the vocabulary lacks.
+    #[error("sequence {index} has token {found} in a vocabulary of {vocab_size}")]
+    Token {
+        /// Which sequence.
+        index: usize,
+        /// The token found.
+        found: u32,
+        /// Tokens in the vocabulary.
+        vocab_size: usize,
+    },
+}
+
+/// Mean cross-entropy, nats per predicted token, of the parameters `theta` on `sequences`, all of one length: the first token of each is
+/// given, the others are predicted.
+///
+/// # Errors
+/// See [`EvalError`]. The loss itself may be infinite or not a number when the parameters are.
+pub fn validation_loss(model: &mut Model, theta: &[f32], sequences: &[Vec<u32>]) -> Result<f64, EvalError> {
+    check(model, sequences)?;
+    model.load_flat(theta)?;
+    let columns = sequences[0].len();
+    let per_pass = (BATCH_TOKENS / columns).max(1);
+    let sum: f64 = sequences
+        .chunks(per_pass)
+        .map(|batch| {
+            let tokens: Tensor = token_tensor(batch, columns, model.device());
+            tch::no_grad(|| model.loss(&tokens)).double_value(&[]) * batch.len() as f64
+        })
+        .sum();
+    Ok(sum / sequences.len() as f64)
+}
+
+fn check(model: &Model, sequences: &[Vec<u32>]) -> Result<(), EvalError> {
+    let length = sequences.first().ok_or(EvalError::Empty)?.len();
+    let most = model.config().max_seq_len + 1;
+    if !(2..=most).contains(&length) {
+        return Err(EvalError::Length {
+            index: 0,
+            expected: format!("2 to {most}"),
+            found: length,
+        });
+    }
+    let vocab_size = model.config().vocab_size;
+    for (index, sequence) in sequences.iter().enumerate() {
+        if sequence.len() != length {
+            return Err(EvalError::Length {
+                index,
+                expected: length.to_string(),
+                found: sequence.len(),
+            });
+        }
+        if let Some(&found) = sequence.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(EvalError::Token {
+                index,
+                found,
+                vocab_size,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::model::init_flat;
+    use tch::Device;
+
+    fn model() -> (Model, Vec<f32>) {
+        let config = ModelConfig {
+            dim: 16,
+            layers: 1,
+            heads: 2,
+            kv_heads: 2,
+            ffn: 24,
+            ..ModelConfig::demo()
+        };
+        (Model::new(&config, Device::Cpu).unwrap(), init_flat(&config, 3))
+    }
+
+    #[test]
+    fn an_untrained_model_is_as_good_as_a_guess() {
+        let (mut model, theta) = model();
+        let sequences: Vec<Vec<u32>> = (0..40)
+            .map(|i| (0..129).map(|j| (i * 7 + j * 13) % 256).collect())
+            .collect();
+        let loss = validation_loss(&mut model, &theta, &sequences).unwrap();
+        assert!((loss - 256.0_f64.ln()).abs() < 0.05, "{loss}");
+        // One pass or many: the same mean.
+        let single: f64 = sequences
+            .iter()
+            .map(|sequence| validation_loss(&mut model, &theta, std::slice::from_ref(sequence)).unwrap())
+            .sum();
+        assert!((single / 40.0 - loss).abs() < 1e-5);
+    }
+
+    #[test]
+    fn bad_sequences_are_named() {
+        let (mut model, theta) = model();
+        let mut told = |sequences: &[Vec<u32>]| validation_loss(&mut model, &theta, sequences).unwrap_err().to_string();
+        assert_eq!(told(&[]), "no sequence to evaluate on");
+        assert_eq!(
+            told(&[vec![1, 2, 3], vec![1, 2]]),
+            "sequence 1 has 2 tokens, expected 3"
+        );
+        assert_eq!(told(&[vec![1; 258]]), "sequence 0 has 258 tokens, expected 2 to 257");
+        assert_eq!(told(&[vec![1, 256]]), "sequence 0 has token 256 in a vocabulary of 256");
+    }
+}

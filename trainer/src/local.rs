@@ -1,1 +1,288 @@
-//! local
+//! The local round: agreed model and assigned batches in, pseudo-gradient out.
+//!
+//! A round is a function of what all peers know: the parameters `theta_r`, the sequences, the schedule's value at the record's token count. The
+//! optimizer starts from zero, so an auditor who replays the same steps needs nothing from the peer. At fixed threads on one machine the
+//! replay has the same bits; elsewhere it agrees within the tolerance of its precision.
+//!
+//! **Trace.** After every step the peer hashes where it stands; it may later be asked to open single steps. With `|` for concatenation and all
+//! integers little-endian:
+//!
+//! ```text
+//! leaf_s = BLAKE3("murmur/trace/1\0" | s: u32 | loss: f32 bits | parameters after step s: f32 each)      s = 0, 1, ...
+//! node   = BLAKE3("murmur/trace-node/1\0" | left: 32 | right: 32)       pairs from the left; a last odd one moves up as it is
+//! root   = BLAKE3("murmur/trace-root/1\0" | steps: u32 | top: 32)       the count is bound, so no odd tree has a twin
+//! ```
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{ConfigError, TrainingConfig};
+use crate::model::{Model, ModelError};
+use crate::optimizer::{Optimizer, clip_scale};
+use crate::schedule::learning_rate;
+
+/// What a round is computed from.
+pub struct RoundInputs<'a> {
+    /// The agreed parameters, in the layout's order.
+    pub theta: &'a [f32],
+    /// Tokens counted in the whole run up to this round; sets the learning rate, which is constant within the round.
+    pub global_tokens: u64,
+    /// The batch of each step, counted from 0: `batch_sequences` sequences of `seq_len + 1` tokens; `None` ends the round.
+    pub batches: &'a mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>,
+    /// Asked after each step with the number done: whether there is time for another.
+    pub keep_going: &'a mut dyn FnMut(u32) -> bool,
+    /// Told after each step: its number from 0, and its loss in nats per token, taken before the step.
+    pub observe: &'a mut dyn FnMut(u32, f64),
+}
+
+/// What a round gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalRound {
+    /// The pseudo-gradient `theta_r - theta_local`, in the layout's order.
+    pub delta: Vec<f32>,
+    /// Inner steps taken, at least one.
+    pub steps: u32,
+    /// Tokens predicted: `steps * batch_sequences * seq_len`.
+    pub tokens: u64,
+    /// Mean loss over the steps, nats per token.
+    pub mean_loss: f64,
+    /// Loss of the first batch under the agreed parameters, nats per token.
+    pub first_loss: f64,
+    /// Loss of the last batch before the last step, nats per token.
+    pub last_loss: f64,
+    /// The leaf of each step.
+    pub trace: Vec<[u8; 32]>,
+    /// The root over them.
+    pub trace_root: [u8; 32],
+}
+
+/// Why a round gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// The training configuration does not fit the model.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The parameters do not fit the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// There was no batch at all.
+    #[error("no batch for the first step")]
+    NoBatch,
+    /// A batch of the wrong shape.
+    #[error("step {step}: the batch is {found}, expected {expected}")]
+    Shape {
+        /// The step, from 0.
+        step: u32,
+        /// Sequences and tokens expected.
+        expected: String,
+        /// Those found.
+        found: String,
+    },
+    /// A token that the vocabulary lacks.
+    #[error("step {step}: token {found} in a vocabulary of {vocab_size}")]
+    Token {
+        /// The step, from 0.
+        step: u32,
+        /// The token found.
+        found: u32,
+        /// Tokens in the vocabulary.
+        vocab_size: usize,
+    },
+    /// Loss or gradient ceased to be a number: the model diverged or the data are poison.
+    #[error("step {step}: {what} is {value}, expected a finite number")]
+    NonFinite {
+        /// The step, from 0.
+        step: u32,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The value found.
+        value: f64,
+    },
+    /// libtorch failed, usually for want of memory.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+}
+
+/// Sets how many threads libtorch computes with. Training has the same bits at the same number only: the order of partial sums follows the
+/// threads. Call it on the thread that trains, before it computes anything: OpenMP keeps the number per calling thread, and a
+/// thread that has computed already keeps its own.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Trains from the agreed parameters for up to `max_inner_steps` steps and returns the pseudo-gradient.
+///
+/// # Errors
+/// See [`LocalError`]; the model then holds no meaningful parameters, and the next round loads them anew.
+pub fn local_round(
+    model: &mut Model,
+    training: &TrainingConfig,
+    inputs: RoundInputs<'_>,
+) -> Result<LocalRound, LocalError> {
+    training.validate_with(model.config())?;
+    model.load_flat(inputs.theta)?;
+    let mut stepper = Stepper::new(model, training, learning_rate(training, inputs.global_tokens));
+    let (mut losses, mut trace) = (Vec::new(), Vec::new());
+    for step in 0..training.max_inner_steps {
+        let Some(batch) = (inputs.batches)(step) else { break };
+        let loss = stepper.step(model, &batch)?;
+        losses.push(f64::from(loss));
+        trace.push(trace_leaf(model, step, loss));
+        (inputs.observe)(step, f64::from(loss));
+        if !(inputs.keep_going)(step + 1) {
+            break;
+        }
+    }
+    let (Some(&first_loss), Some(&last_loss)) = (losses.first(), losses.last()) else {
+        return Err(LocalError::NoBatch);
+    };
+    Ok(LocalRound {
+        delta: model.with_flat(|local| {
+            inputs
+                .theta
+                .iter()
+                .zip(local)
+                .map(|(agreed, local)| agreed - local)
+                .collect()
+        }),
+        steps: stepper.done,
+        tokens: u64::from(stepper.done) * training.tokens_per_step(),
+        mean_loss: losses.iter().sum::<f64>() / losses.len() as f64,
+        first_loss,
+        last_loss,
+        trace_root: trace_root(&trace),
+        trace,
+    })
+}
+
+/// The inner steps of one round: optimizer state, learning rate, and the number done.
+pub(crate) struct Stepper {
+    training: TrainingConfig,
+    optimizer: Optimizer,
+    lr: f64,
+    done: u32,
+}
+
+impl Stepper {
+    /// Fresh state for `model`, at the constant learning rate `lr`.
+    pub(crate) fn new(model: &Model, training: &TrainingConfig, lr: f64) -> Self {
+        let optimizer = Optimizer::new(&training.optimizer, model.config(), model.device());
+        Self {
+            training: training.clone(),
+            optimizer,
+            lr,
+            done: 0,
+        }
+    }
+
+    /// One step on a batch of `batch_sequences` sequences of `seq_len + 1` tokens: forward, backward, clip, update. Returns the loss before it.
+    pub(crate) fn step(&mut self, model: &mut Model, batch: &[Vec<u32>]) -> Result<f32, LocalError> {
+        let step = self.done;
+        let tokens = self.tokens(batch, model)?;
+        let (loss, gradient) = model.loss_and_gradient(&tokens)?;
+        let loss = loss.double_value(&[]);
+        let norm = gradient.norm().double_value(&[]);
+        for (what, value) in [("loss", loss), ("gradient norm", norm)] {
+            if !value.is_finite() {
+                return Err(LocalError::NonFinite { step, what, value });
+            }
+        }
+        self.optimizer.step(
+            model.flat_mut(),
+            &gradient,
+            clip_scale(norm, self.training.grad_clip),
+            self.lr,
+        );
+        self.done += 1;
+        Ok(loss as f32)
+    }
+
+    /// The batch as a tensor `[batch, seq + 1]`, its shape and tokens checked.
+    fn tokens(&self, batch: &[Vec<u32>], model: &Model) -> Result<Tensor, LocalError> {
+        let (rows, columns) = (self.training.batch_sequences, self.training.seq_len + 1);
+        let told = |rows: usize, columns: usize| format!("{rows} sequences of {columns} tokens");
+        let odd = batch.iter().find(|sequence| sequence.len() != columns);
+        if batch.len() != rows || odd.is_some() {
+            let found = told(batch.len(), odd.map_or(columns, Vec::len));
+            return Err(LocalError::Shape {
+                step: self.done,
+                expected: told(rows, columns),
+                found,
+            });
+        }
+        let vocab_size = model.config().vocab_size;
+        if let Some(&found) = batch.iter().flatten().find(|&&token| token as usize >= vocab_size) {
+            return Err(LocalError::Token {
+                step: self.done,
+                found,
+                vocab_size,
+            });
+        }
+        Ok(token_tensor(batch, columns, model.device()))
+    }
+}
+
+/// Sequences of `columns` tokens each as an i64 tensor `[sequences, columns]`.
+pub(crate) fn token_tensor(sequences: &[Vec<u32>], columns: usize, device: Device) -> Tensor {
+    let tokens: Vec<i64> = sequences.iter().flatten().map(|&token| i64::from(token)).collect();
+    Tensor::from_slice(&tokens)
+        .view([-1, columns as i64])
+        .to_kind(Kind::Int64)
+        .to_device(device)
+}
+
+/// The hash of one step; see the module's documentation.
+fn trace_leaf(model: &Model, step: u32, loss: f32) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(b"murmur/trace/1\0")
+        .update(&step.to_le_bytes())
+        .update(&loss.to_bits().to_le_bytes());
+    model.with_flat(|parameters| crate::checkpoint::hash_floats(&mut hasher, parameters));
+    *hasher.finalize().as_bytes()
+}
+
+/// The root over the leaves of a round's steps; see the module's documentation. Zero steps have a root too, over a top of zeros.
+pub fn trace_root(leaves: &[[u8; 32]]) -> [u8; 32] {
+    let mut level = leaves.to_vec();
+    while level.len() > 1 {
+        level = level.chunks(2).map(trace_node).collect();
+    }
+    let top = level.first().copied().unwrap_or_default();
+    let mut hasher = blake3::Hasher::new();
+    let steps = u32::try_from(leaves.len()).unwrap_or(u32::MAX);
+    hasher
+        .update(b"murmur/trace-root/1\0")
+        .update(&steps.to_le_bytes())
+        .update(&top);
+    *hasher.finalize().as_bytes()
+}
+
+/// The parent of one or two nodes.
+fn trace_node(children: &[[u8; 32]]) -> [u8; 32] {
+    let [left, right] = children else {
+        return children.first().copied().unwrap_or_default();
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"murmur/trace-node/1\0").update(left).update(right);
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trace_root_binds_every_step_their_order_and_their_number() {
+        let leaves: Vec<[u8; 32]> = (0..5).map(|i| [i; 32]).collect();
+        let root = trace_root(&leaves);
+        for i in 0..5 {
+            let mut changed = leaves.clone();
+            changed[i][31] ^= 1;
+            assert_ne!(trace_root(&changed), root, "step {i}");
+        }
+        let mut swapped = leaves.clone();
+        swapped.swap(1, 2);
+        assert_ne!(trace_root(&swapped), root);
+        assert_ne!(trace_root(&leaves[..4]), root);
+    }
+}

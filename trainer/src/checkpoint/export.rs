@@ -1,0 +1,204 @@
+//! A folder that Hugging Face's `transformers` loads: `AutoModelForCausalLM.from_pretrained(folder)`.
+//!
+//! The layout already carries Llama's names and shapes, so the weights are the snapshot's data under a header with the metadata
+//! `{"format":"pt"}` that `transformers` asks for. A tied head is left out and `tie_word_embeddings` is true.
+//!
+//! Tokenizers: for bytes, a `tokenizer.json` is written whose ids are the bytes themselves (byte-level BPE without merges), so
+//! `AutoTokenizer.from_pretrained(folder)` works too. For GPT-2's, load `AutoTokenizer.from_pretrained("openai-community/gpt2")`; its
+//! 50257 ids are those the model was trained on, and `tokenizer_config.json` is not written.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{CheckpointError, at, header, write_atomically};
+use crate::config::ModelConfig;
+use crate::model::Layout;
+
+/// Which tokenizer the model was trained with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportTokenizer {
+    /// Ids are bytes; written into the folder.
+    Bytes,
+    /// GPT-2's BPE; not written, load `openai-community/gpt2`.
+    Gpt2,
+}
+
+/// Why a folder could not be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// Parameters of another model.
+    #[error("{found} parameters given for a model of {expected}")]
+    Length {
+        /// Parameters of the model.
+        expected: usize,
+        /// Parameters given.
+        found: usize,
+    },
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+}
+
+/// Writes `config.json`, `generation_config.json`, `model.safetensors` and, for bytes, `tokenizer.json` with its configuration into `folder`,
+/// which is made if absent; files of these names are replaced.
+///
+/// # Errors
+/// Parameters of another length, or what the file system says.
+pub fn export_hf(
+    folder: &Path,
+    config: &ModelConfig,
+    layout: &Layout,
+    theta: &[f32],
+    tokenizer: ExportTokenizer,
+) -> Result<(), ExportError> {
+    if theta.len() != layout.total {
+        return Err(ExportError::Length {
+            expected: layout.total,
+            found: theta.len(),
+        });
+    }
+    std::fs::create_dir_all(folder).map_err(at(folder))?;
+    write_json(folder, "config.json", &model_json(config))?;
+    write_json(
+        folder,
+        "generation_config.json",
+        &json!({"do_sample": true, "temperature": 0.8, "top_k": 50}),
+    )?;
+    if tokenizer == ExportTokenizer::Bytes {
+        write_json(folder, "tokenizer.json", &byte_tokenizer())?;
+        let reader = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+        write_json(folder, "tokenizer_config.json", &reader)?;
+    }
+    write_atomically(
+        &folder.join("model.safetensors"),
+        &header(layout, r#"{"format":"pt"}"#),
+        theta,
+    )?;
+    Ok(())
+}
+
+fn write_json(folder: &Path, name: &str, value: &Value) -> Result<(), CheckpointError> {
+    write_atomically(&folder.join(name), format!("{value:#}\n").as_bytes(), &[])
+}
+
+/// The configuration as `LlamaConfig` reads it; `rope_theta` in the place of version 4 and in that of version 5.
+fn model_json(config: &ModelConfig) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim(),
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
+        "tie_word_embeddings": config.tied_embeddings,
+        "bos_token_id": null,
+        "eos_token_id": null,
+        "pad_token_id": null,
+        "torch_dtype": "float32",
+    })
+}
+
+/// Byte-level BPE without merges: every byte is its own token, and its id is its value.
+fn byte_tokenizer() -> Value {
+    let vocabulary: Map<String, Value> = (0..=255_u8)
+        .map(|byte| (letter(byte).to_string(), json!(byte)))
+        .collect();
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": [],
+        },
+    })
+}
+
+/// The letter that stands for a byte in GPT-2's byte-level vocabularies: itself where printable, else the next unused one from U+0100 on.
+fn letter(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|&b| !printable(b)).count() as u32;
+    char::from_u32(0x100 + before).unwrap_or_else(|| unreachable!("at most 68 letters from U+0100 on"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::model::init_flat;
+
+    #[test]
+    fn every_byte_has_its_own_letter_as_in_gpt2() {
+        let letters: std::collections::BTreeSet<char> = (0..=255).map(letter).collect();
+        assert_eq!(letters.len(), 256);
+        assert_eq!(
+            (letter(b' '), letter(b'\n'), letter(b'a'), letter(0xad)),
+            ('Ġ', 'Ċ', 'a', 'Ń')
+        );
+    }
+
+    #[test]
+    fn an_export_holds_what_transformers_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        for tied_embeddings in [true, false] {
+            let config = ModelConfig {
+                dim: 16,
+                layers: 1,
+                heads: 2,
+                ffn: 24,
+                kv_heads: 1,
+                tied_embeddings,
+                ..ModelConfig::demo()
+            };
+            let (layout, theta) = (Layout::new(&config), init_flat(&config, 1));
+            export_hf(folder.path(), &config, &layout, &theta, ExportTokenizer::Bytes).unwrap();
+            let weights = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+            let (_, metadata) = safetensors::SafeTensors::read_metadata(&weights).unwrap();
+            assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+            let read = safetensors::SafeTensors::deserialize(&weights).unwrap();
+            assert_eq!(
+                read.tensor("model.layers.0.self_attn.k_proj.weight").unwrap().shape(),
+                [8, 16]
+            );
+            assert_eq!(read.tensor("lm_head.weight").is_ok(), !tied_embeddings);
+            let text = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+            let read: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(read["architectures"][0], "LlamaForCausalLM");
+            assert_eq!(read["tie_word_embeddings"], tied_embeddings);
+        }
+    }
+
+    #[test]
+    fn parameters_of_another_model_are_not_exported() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ModelConfig::demo();
+        let result = export_hf(
+            folder.path(),
+            &config,
+            &Layout::new(&config),
+            &[0.0],
+            ExportTokenizer::Gpt2,
+        );
+        assert!(matches!(result, Err(ExportError::Length { found: 1, .. })));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
