@@ -4,12 +4,12 @@
 //! 2411.19870; error feedback after Karimireddy et al., arXiv 1901.09847):
 //!
 //! 1. `a = fl(fl(beta * e) + d)`, no fused multiply-add.
-//! 2. Select the k largest |a|, ties by lower index ([`select`]). Padding of the last chunk is never selected: a chunk
+//! 2. Select the k largest |a|, ties by lower index (`select`). Padding of the last chunk is never selected: a chunk
 //!    shorter than k is sent whole.
 //! 3. Quantise to sign and one logarithmic scale, the mean |a| of the selected ([`quantize`]). A mean too small for the
 //!    smallest scale silences the chunk.
 //! 4. `e' = fl(a - decoded)`, where `decoded` is exactly what every other peer decodes.
-//! 5. Sort indices, Rice-code gaps, pack signs ([`entropy`], [`block`]), cut into shards.
+//! 5. Sort indices, Rice-code gaps, pack signs ([`entropy`], `block`), cut into shards.
 //!
 //! # Byte layout, version 1
 //!

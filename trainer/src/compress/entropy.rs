@@ -5,7 +5,7 @@
 //! an index where the entropy `log2 C(4096, 64) / 64` is 7.36.
 //!
 //! Bits fill each byte from the lowest up. The reader works on eight bytes at a time and never reads past its slice: beyond
-//! the end it sees zeros, and [`BitReader::finish`] tells.
+//! the end it sees zeros, and `BitReader::finish` tells.
 
 /// How many parameters a block may choose from; few, so that a decoder can hold the author to the best one.
 const CANDIDATES: usize = 4;
