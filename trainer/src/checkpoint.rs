@@ -21,7 +21,7 @@ use crate::model::Layout;
 
 mod export;
 
-pub use export::{ExportError, ExportTokenizer, export_hf};
+pub use export::{ExportError, export_hf};
 
 /// Why bytes are not a snapshot of this model, or a file could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,8 @@
 //! The inner optimizers, over flat buffers; their state starts from zero in every round, so nothing private outlives one.
 //!
 //! [`Optimizer::step`] takes the flat parameters and the flat gradient. With `muon`, the blocks' matrices take orthogonalised momentum
-//! ([`muon`]) and embedding, head and norms take AdamW; with `adamw`, everything takes AdamW ([`adamw`]). Norms are never decayed.
+//! (`optimizer/muon.rs`) and embedding, head and norms take AdamW; with `adamw`, everything takes AdamW (`optimizer/adamw.rs`). Norms are
+//! never decayed.
 //! Each rule has a plain, slow reference beside it that a test holds it equal to.
 
 use std::ops::Range;

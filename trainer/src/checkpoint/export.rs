@@ -9,20 +9,12 @@
 
 use std::path::Path;
 
+use datasets::TokenizerKind;
 use serde_json::{Map, Value, json};
 
 use super::{CheckpointError, at, header, write_atomically};
 use crate::config::ModelConfig;
 use crate::model::Layout;
-
-/// Which tokenizer the model was trained with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExportTokenizer {
-    /// Ids are bytes; written into the folder.
-    Bytes,
-    /// GPT-2's BPE; not written, load `openai-community/gpt2`.
-    Gpt2,
-}
 
 /// Why a folder could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +42,7 @@ pub fn export_hf(
     config: &ModelConfig,
     layout: &Layout,
     theta: &[f32],
-    tokenizer: ExportTokenizer,
+    tokenizer: TokenizerKind,
 ) -> Result<(), ExportError> {
     if theta.len() != layout.total {
         return Err(ExportError::Length {
@@ -65,7 +57,7 @@ pub fn export_hf(
         "generation_config.json",
         &json!({"do_sample": true, "temperature": 0.8, "top_k": 50}),
     )?;
-    if tokenizer == ExportTokenizer::Bytes {
+    if tokenizer == TokenizerKind::Bytes {
         write_json(folder, "tokenizer.json", &byte_tokenizer())?;
         let reader = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
         write_json(folder, "tokenizer_config.json", &reader)?;
@@ -170,7 +162,7 @@ mod tests {
                 ..ModelConfig::demo()
             };
             let (layout, theta) = (Layout::new(&config), init_flat(&config, 1));
-            export_hf(folder.path(), &config, &layout, &theta, ExportTokenizer::Bytes).unwrap();
+            export_hf(folder.path(), &config, &layout, &theta, TokenizerKind::Bytes).unwrap();
             let weights = std::fs::read(folder.path().join("model.safetensors")).unwrap();
             let (_, metadata) = safetensors::SafeTensors::read_metadata(&weights).unwrap();
             assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
@@ -196,7 +188,7 @@ mod tests {
             &config,
             &Layout::new(&config),
             &[0.0],
-            ExportTokenizer::Gpt2,
+            TokenizerKind::Gpt2,
         );
         assert!(matches!(result, Err(ExportError::Length { found: 1, .. })));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
