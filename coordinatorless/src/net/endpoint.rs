@@ -1,0 +1,114 @@
+//! The iroh endpoint: one UDP socket for everything, dialled by public key.
+//!
+//! With [`Relay::None`] nothing but the given socket is used: no relay, no address lookup, no port mapping. Such an endpoint never
+//! waits for being "online", which it never will be.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use iroh::address_lookup::MemoryLookup;
+use iroh::endpoint::{BindError, PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::{Endpoint, EndpointAddr, PublicKey, RelayMode, RelayUrl, SecretKey, TransportAddr};
+
+use super::meter::Meter;
+use super::{NetConfig, NetError, Relay};
+use crate::types::PeerId;
+
+/// A connection that says nothing for this long is gone.
+const IDLE: Duration = Duration::from_secs(5);
+/// What keeps a silent but living connection from being idle.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long [`address`] waits for the first direct address.
+const FIRST_ADDRESS: Duration = Duration::from_secs(2);
+
+/// The key behind a peer's id.
+pub(super) fn public_key(peer: PeerId) -> Result<PublicKey, NetError> {
+    PublicKey::from_bytes(&peer.0).map_err(|_| NetError::NotAPeer { peer })
+}
+
+/// The id behind a key.
+pub(super) fn peer_id(key: PublicKey) -> PeerId {
+    PeerId(*key.as_bytes())
+}
+
+/// Binds the endpoint.
+///
+/// # Errors
+/// [`NetError::PortTaken`] where another process has the port, [`NetError::BadRelay`] for a relay that is no URL.
+pub(super) async fn bind(config: &NetConfig, lookup: MemoryLookup, meter: Meter) -> Result<Endpoint, NetError> {
+    let idle = VarInt::from_u32(IDLE.as_millis() as u32);
+    let transport = QuicTransportConfig::builder()
+        .max_idle_timeout(Some(idle.into()))
+        .keep_alive_interval(KEEP_ALIVE)
+        .default_path_max_idle_timeout(IDLE)
+        .default_path_keep_alive_interval(KEEP_ALIVE)
+        .build();
+    let mut builder = match &config.relay {
+        Relay::None => Endpoint::builder(presets::Minimal)
+            .relay_mode(RelayMode::Disabled)
+            .portmapper_config(PortmapperConfig::Disabled),
+        Relay::Default => Endpoint::builder(presets::N0),
+        Relay::Url(url) => {
+            let relay: RelayUrl = url.parse().map_err(|_| NetError::BadRelay { found: url.clone() })?;
+            Endpoint::builder(presets::N0).relay_mode(RelayMode::custom([relay]))
+        }
+    };
+    builder = builder
+        .secret_key(SecretKey::from_bytes(&config.secret))
+        .transport_config(transport)
+        .address_lookup(lookup)
+        .hooks(meter);
+    if let Some(address) = config.bind {
+        builder = builder
+            .clear_ip_transports()
+            .bind_addr(address)
+            .map_err(|error| NetError::Bind(error.to_string()))?;
+    }
+    builder.bind().await.map_err(|error| explain(error, config.bind))
+}
+
+fn explain(error: BindError, bind: Option<SocketAddr>) -> NetError {
+    let in_use = match &error {
+        BindError::Sockets { source, .. } | BindError::CreateQuicEndpoint { source, .. } => in_use(source),
+        _ => false,
+    };
+    match bind {
+        Some(address) if in_use => NetError::PortTaken { address },
+        _ => NetError::Bind(error.to_string()),
+    }
+}
+
+/// Whether "address in use" stands anywhere in the chain of causes.
+fn in_use(error: &std::io::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// This endpoint's address as others can dial it: direct addresses at once, the relay's once it is known. Waits at most two
+/// seconds for the first of them.
+pub(super) async fn address(endpoint: &Endpoint) -> EndpointAddr {
+    let deadline = tokio::time::Instant::now() + FIRST_ADDRESS;
+    loop {
+        let mut addr = endpoint.addr();
+        addr.addrs.extend(
+            endpoint
+                .bound_sockets()
+                .into_iter()
+                .filter(|bound| !bound.ip().is_unspecified())
+                .map(TransportAddr::Ip),
+        );
+        if !addr.addrs.is_empty() || tokio::time::Instant::now() >= deadline {
+            return addr;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,380 @@
+//! The network over real loopback endpoints: no relay, ports chosen by the system, temporary directories.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use bytes::Bytes;
+use coordinatorless::net::{FetchError, Net, NetConfig, NetError, NetEvent, Relay, Request, Response, StatusInfo};
+use coordinatorless::types::{Hash, PeerId, Round, RunId};
+use coordinatorless::wire::{HEADER, MAX_RECORD};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+const SOON: Duration = Duration::from_secs(10);
+const RUN: RunId = RunId([42; 32]);
+
+struct Peer {
+    net: Net,
+    events: mpsc::Receiver<NetEvent>,
+    dir: TempDir,
+}
+
+fn config(seed: u8, dir: &TempDir) -> NetConfig {
+    NetConfig {
+        secret: [seed; 32],
+        run: RUN,
+        bind: Some(([127, 0, 0, 1], 0).into()),
+        relay: Relay::None,
+        dir: dir.path().to_owned(),
+        max_upload: None,
+        max_download: None,
+        known: Vec::new(),
+    }
+}
+
+impl Peer {
+    async fn start(seed: u8) -> Self {
+        Self::start_with(seed, |_| ()).await
+    }
+
+    async fn start_with(seed: u8, change: impl FnOnce(&mut NetConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(seed, &dir);
+        change(&mut config);
+        let (net, events) = Net::start(config).await.unwrap();
+        Self { net, events, dir }
+    }
+
+    fn id(&self) -> PeerId {
+        self.net.id()
+    }
+
+    async fn knows(&self, other: &Peer) {
+        self.net.know(other.net.addr().await);
+    }
+
+    /// The next event that `pick` takes.
+    async fn next<T>(&mut self, mut pick: impl FnMut(NetEvent) -> Option<T>) -> T {
+        let found = timeout(SOON, async {
+            loop {
+                let event = self.events.recv().await.expect("the network runs");
+                if let Some(found) = pick(event) {
+                    return found;
+                }
+            }
+        });
+        found.await.expect("the event comes soon")
+    }
+
+    async fn frame(&mut self) -> (PeerId, Bytes) {
+        self.next(|event| match event {
+            NetEvent::Frame { from, bytes } => Some((from, bytes)),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn connected(&mut self, peer: PeerId) {
+        self.next(|event| matches!(event, NetEvent::Connected(other) if other == peer).then_some(()))
+            .await;
+    }
+}
+
+/// Two peers that are members to each other.
+async fn pair() -> (Peer, Peer) {
+    let (mut a, mut b) = (Peer::start(1).await, Peer::start(2).await);
+    a.knows(&b).await;
+    b.knows(&a).await;
+    a.net.set_members(vec![a.id(), b.id()]);
+    b.net.set_members(vec![a.id(), b.id()]);
+    let (a_id, b_id) = (a.id(), b.id());
+    tokio::join!(a.connected(b_id), b.connected(a_id));
+    (a, b)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_exchange_frames_in_order() {
+    let (mut a, mut b) = pair().await;
+    for i in 0..100u32 {
+        a.net.broadcast(Bytes::copy_from_slice(&i.to_le_bytes()));
+    }
+    for i in 0..100u32 {
+        assert_eq!(b.frame().await, (a.id(), Bytes::copy_from_slice(&i.to_le_bytes())));
+    }
+    let large = Bytes::from(vec![7; HEADER + MAX_RECORD]);
+    b.net.send(a.id(), large.clone());
+    assert_eq!(a.frame().await, (b.id(), large));
+    let (sent, received) = a.net.traffic();
+    assert!(sent > 400 && received > MAX_RECORD as u64, "{sent} {received}");
+    a.net.shutdown().await;
+    b.next(|event| matches!(event, NetEvent::Disconnected(_)).then_some(()))
+        .await;
+    b.net.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_comes_back_on_another_port_is_linked_again() {
+    let (mut a, b) = pair().await;
+    let (b_id, known, dir) = (b.id(), b.net.known(), b.dir);
+    b.net.shutdown().await;
+    drop(b.net);
+    a.next(|event| matches!(event, NetEvent::Disconnected(_)).then_some(()))
+        .await;
+    let mut config = config(2, &dir);
+    config.known = known;
+    let (b_net, _events) = Net::start(config).await.unwrap();
+    b_net.set_members(vec![a.id()]);
+    a.connected(b_id).await;
+    b_net.broadcast(Bytes::from_static(b"back"));
+    assert_eq!(a.frame().await, (b_id, Bytes::from_static(b"back")));
+    assert!(a.net.known().contains(&b_net.addr().await), "the new address is learnt");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_of_another_run_is_not_understood() {
+    let mut a = Peer::start(1).await;
+    let b = Peer::start_with(2, |config| config.run = RunId([43; 32])).await;
+    b.knows(&a).await;
+    b.net.send(a.id(), Bytes::from_static(b"hello"));
+    let asked = b.net.request(a.id(), Request::Status, Duration::from_secs(2)).await;
+    assert!(
+        matches!(asked, Err(NetError::Unreachable { .. } | NetError::Timeout { .. })),
+        "{asked:?}"
+    );
+    assert!(a.events.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_oversized_frame_or_an_unknown_kind_is_refused_and_costs_the_link() {
+    for (header, what) in [
+        ([0xff, 0xff, 0xff, 0x7f, 0], "oversized"),
+        ([1, 0, 0, 0, 9], "unknown kind"),
+    ] {
+        let mut a = Peer::start(1).await;
+        let secret = iroh::SecretKey::from_bytes(&[9; 32]);
+        let builder = iroh::Endpoint::builder(iroh::endpoint::presets::Minimal).relay_mode(iroh::RelayMode::Disabled);
+        let hostile = builder.secret_key(secret).bind().await.unwrap();
+        let alpn = format!("murmur/link/1/{RUN}");
+        let connection = hostile.connect(a.net.addr().await, alpn.as_bytes()).await.unwrap();
+        let mut stream = connection.open_uni().await.unwrap();
+        stream.write_all(&header).await.unwrap();
+        stream.write_all(&[0; 100]).await.unwrap();
+        let (from, reason) = a
+            .next(|event| match event {
+                NetEvent::Rejected {
+                    from,
+                    kind: "frame",
+                    reason,
+                } => Some((from, reason)),
+                _ => None,
+            })
+            .await;
+        assert_eq!(from.0, *hostile.id().as_bytes());
+        assert!(reason.starts_with(what), "{reason}");
+        timeout(SOON, connection.closed()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_gets_its_answer_and_silence_is_unknown() {
+    let (a, mut b) = pair().await;
+    let status = StatusInfo {
+        run: RUN,
+        branch: 1,
+        round: Round(8),
+        tip: Hash([5; 32]),
+        tip_round: Round(7),
+    };
+    let asked = a.id();
+    let answering = tokio::spawn(async move {
+        for answer in [true, false] {
+            let (from, request, reply) = b
+                .next(|event| match event {
+                    NetEvent::Request { from, request, reply } => Some((from, request, reply)),
+                    _ => None,
+                })
+                .await;
+            assert_eq!((from, request), (asked, Request::Status));
+            if answer {
+                reply.send(Response::Status(status)).unwrap();
+            }
+        }
+        b
+    });
+    let peer = coordinatorless::wire::Keys::new([2; 32], coordinatorless::wire::Scheme::Ed25519).id();
+    let ask = || a.net.request(peer, Request::Status, SOON);
+    assert_eq!(ask().await.unwrap(), Response::Status(status));
+    assert_eq!(ask().await.unwrap(), Response::Unknown);
+    let b = answering.await.unwrap();
+    let unknown = a.net.request(
+        PeerId(*iroh::SecretKey::from_bytes(&[77; 32]).public().as_bytes()),
+        Request::Status,
+        SOON,
+    );
+    assert!(matches!(unknown.await, Err(NetError::Unreachable { .. })));
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_is_fetched_from_the_second_provider_when_the_first_is_gone() {
+    let (a, b) = (Peer::start(1).await, Peer::start(2).await);
+    let gone = Peer::start(3).await;
+    a.knows(&b).await;
+    a.knows(&gone).await;
+    let blob = Bytes::from((0..3_000_000u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+    let hash = b.net.put(blob.clone()).await.unwrap();
+    assert_eq!(hash, Hash::of(&blob));
+    let gone_id = gone.id();
+    gone.net.shutdown().await;
+    assert!(!a.net.has(hash).await);
+    let start = Instant::now();
+    a.net
+        .fetch(hash, blob.len() as u64, vec![gone_id, b.id()], SOON)
+        .await
+        .unwrap();
+    println!("12 MB from the second provider after {:?}", start.elapsed());
+    assert_eq!(a.net.get(hash).await.unwrap().unwrap(), blob);
+    assert_eq!(a.net.counters().fetches.failed_providers, 1);
+    assert!(a.net.disk_bytes().await >= blob.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_longer_than_promised_is_refused_before_it_is_taken() {
+    let (a, b) = (Peer::start(1).await, Peer::start(2).await);
+    a.knows(&b).await;
+    let blob = Bytes::from(vec![9; 2_000_000]);
+    let hash = b.net.put(blob).await.unwrap();
+    let refused = a.net.fetch(hash, 1_999_999, vec![b.id()], SOON).await;
+    assert!(
+        matches!(
+            refused,
+            Err(FetchError::TooLong {
+                expected: 1_999_999,
+                found: 2_000_000,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    assert!(a.net.traffic().1 < 200_000, "only the beginning came");
+    let absent = a.net.fetch(Hash::of(b"nobody has this"), 100, vec![b.id()], SOON).await;
+    assert!(matches!(absent, Err(FetchError::NotFound { .. })), "{absent:?}");
+    assert_eq!(a.net.get(hash).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_upload_cap_holds() {
+    let a = Peer::start(1).await;
+    let b = Peer::start_with(2, |config| config.max_upload = Some(1_000_000)).await;
+    a.knows(&b).await;
+    let hash = b.net.put(Bytes::from(vec![9; 1_500_000])).await.unwrap();
+    let start = Instant::now();
+    a.net.fetch(hash, 1_500_000, vec![b.id()], SOON).await.unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(1100), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_file_is_served_where_it_lies() {
+    let (a, b) = (Peer::start(1).await, Peer::start(2).await);
+    a.knows(&b).await;
+    let file = b.dir.path().join("snapshot");
+    std::fs::write(&file, vec![3; 5_000_000]).unwrap();
+    let hash = b.net.put_file(&file).await.unwrap();
+    assert!(b.net.disk_bytes().await < 4_000_000, "not copied");
+    a.net.fetch(hash, 5_000_000, vec![b.id()], SOON).await.unwrap();
+    assert_eq!(a.net.get(hash).await.unwrap().unwrap(), vec![3; 5_000_000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blobs_are_there_after_a_restart() {
+    let a = Peer::start(1).await;
+    let hash = a.net.put(Bytes::from(vec![4; 100_000])).await.unwrap();
+    a.net.retain(HashSet::from([hash]));
+    a.net.shutdown().await;
+    let (a_net, _events) = Net::start(config(1, &a.dir)).await.unwrap();
+    assert_eq!(a_net.get(hash).await.unwrap().unwrap(), vec![4; 100_000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_announcement_arrives_through_a_third_peer() {
+    let (a, b, mut c) = (Peer::start(1).await, Peer::start(2).await, Peer::start(3).await);
+    a.knows(&b).await;
+    c.knows(&b).await;
+    a.net.set_members(vec![b.id()]);
+    c.net.set_members(vec![b.id()]);
+    b.net.set_members(vec![b.id()]);
+    let announcer = a.net.clone();
+    let repeating = tokio::spawn(async move {
+        loop {
+            announcer.announce(Bytes::from_static(b"a newcomer"));
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    });
+    assert_eq!(c.frame().await.1, Bytes::from_static(b"a newcomer"));
+    repeating.abort();
+    assert!(
+        !a.net.announce(Bytes::from(vec![0; 65 << 10])),
+        "too long for an announcement"
+    );
+    // Addresses spread by themselves: `c` can now reach `a`, of which nobody told it.
+    let a_id = a.id();
+    timeout(SOON, async {
+        while !c.net.known().iter().any(|addr| *addr.id.as_bytes() == a_id.0) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_named() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = NetConfig {
+        bind: Some(taken.local_addr().unwrap()),
+        ..config(1, &dir)
+    };
+    let error = Net::start(config).await.unwrap_err();
+    assert!(matches!(error, NetError::PortTaken { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains(&taken.local_addr().unwrap().port().to_string())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_is_no_url_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = NetConfig {
+        relay: Relay::Url("not a url".into()),
+        ..config(1, &dir)
+    };
+    assert!(matches!(Net::start(config).await, Err(NetError::BadRelay { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_nothing_does_not_hold_up_the_others() {
+    let (a, mut b) = pair().await;
+    let c = Peer::start(3).await;
+    a.knows(&c).await;
+    a.net.set_members(vec![b.id(), c.id()]);
+    timeout(SOON, async {
+        while a.net.connected().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // `c` reads no events; 40 MB are more than its window, its events and its queue hold.
+    let frame = Bytes::from(vec![1; 1 << 20]);
+    for _ in 0..40 {
+        a.net.broadcast(frame.clone());
+        assert_eq!(b.frame().await.1, frame);
+    }
+    drop(c);
+}
