@@ -1,1 +1,23 @@
-//! gradient-verify
+//! Proof instead of trust: replays another member's round from agreed state and says what differs. It never uses the network: what a
+//! member must open is handed in as bytes.
+//!
+//! Who audits whom follows from the record's seed (`coordinatorless::protocol::audit`); this crate does the audit. Read in this order:
+//!
+//! 1. [`opening`]: the accumulators that a commit names, as bytes; what is checked before they are believed to be the ones.
+//! 2. [`replay`]: the same batches from the same model, and what the member's bytes claim the outcome was.
+//! 3. [`tolerance`]: how far apart two pseudo-gradients are, and whether what was sent is what the codec would have sent.
+//! 4. [`verdict`]: a finding for the record, and the same in plain words.
+//!
+//! What an audit holds a member to is the whole chain from batches to bytes: the pseudo-gradient is the one that its batches give; what it sent
+//! and what it kept add up to accumulator plus pseudo-gradient; and what it sent is the selection of that sum. Two gaps remain, and
+//! both are narrow: an accumulator that was falsified in a round nobody audited is taken as it is later (it fades by `beta` each
+//! round, and contributions are clipped to the median norm), and a scale may be off by up to [`tolerance::SCALE_SLACK`].
+
+pub mod opening;
+pub mod replay;
+pub mod tolerance;
+pub mod verdict;
+
+pub use opening::{OpeningError, accumulator_bytes};
+pub use replay::{Audit, Replay, ReplayError, replay};
+pub use verdict::{explain, judge, malformed, unanswered, verdict};
