@@ -391,10 +391,10 @@ impl Net {
         }
     }
 
-    /// Says goodbye, finishes writing and closes the socket.
+    /// Sends what waits for members (a second at most), then closes everything.
     pub async fn shutdown(&self) {
-        self.inner.stop.cancel();
         self.inner.links.shutdown().await;
+        self.inner.stop.cancel();
         if let Err(error) = self.inner.gossip.shutdown().await {
             tracing::debug!(%error, "gossip was already closed");
         }

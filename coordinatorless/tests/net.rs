@@ -116,6 +116,18 @@ async fn members_exchange_frames_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_said_just_before_shutting_down_arrives() {
+    let (a, mut b) = pair().await;
+    for i in 0..20u8 {
+        a.net.broadcast(Bytes::from(vec![i; 100_000]));
+    }
+    a.net.shutdown().await;
+    for i in 0..20u8 {
+        assert_eq!(b.frame().await, (a.id(), Bytes::from(vec![i; 100_000])));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_comes_back_on_another_port_is_linked_again() {
     let (mut a, b) = pair().await;
     let (b_id, known, dir) = (b.id(), b.net.known(), b.dir);

@@ -141,7 +141,7 @@ impl Blobs {
         let keep = Arc::new(Mutex::new(Keep::default()));
         let mut options = Options::new(&folder);
         options.batch.max_write_duration = COMMIT;
-        options.gc = Some(collector(keep.clone()));
+        options.gc = Some(collector(keep.clone(), COLLECT, FRESH));
         let store = FsStore::load_with_opts(folder.join("blobs.db"), options)
             .await
             .map_err(|error| failed(error.to_string()))?;
@@ -439,21 +439,21 @@ fn iroh(hash: Hash) -> iroh_blobs::Hash {
     iroh_blobs::Hash::from_bytes(hash.0)
 }
 
-/// Collects what [`Keep`] does not name, while there may be something.
-fn collector(keep: Arc<Mutex<Keep>>) -> GcConfig {
+/// Every `interval`, collects what [`Keep`] does not name, while there may be something.
+fn collector(keep: Arc<Mutex<Keep>>, interval: Duration, fresh: Duration) -> GcConfig {
     let add_protected: ProtectCb = Arc::new(move |live| {
-        let outcome = mark(&mut keep.lock().unwrap_or_else(PoisonError::into_inner), live);
+        let outcome = mark(&mut keep.lock().unwrap_or_else(PoisonError::into_inner), live, fresh);
         Box::pin(std::future::ready(outcome))
     });
     GcConfig {
-        interval: COLLECT,
+        interval,
         add_protected: Some(add_protected),
     }
 }
 
-fn mark(keep: &mut Keep, live: &mut HashSet<iroh_blobs::Hash>) -> ProtectOutcome {
+fn mark(keep: &mut Keep, live: &mut HashSet<iroh_blobs::Hash>, fresh: Duration) -> ProtectOutcome {
     let now = Instant::now();
-    keep.fresh.retain(|_, since| now.duration_since(*since) < FRESH);
+    keep.fresh.retain(|_, since| now.duration_since(*since) < fresh);
     live.extend(keep.wanted.iter().chain(keep.fresh.keys()).copied());
     if keep.due_until.is_some_and(|until| now < until) {
         ProtectOutcome::Continue
@@ -472,4 +472,44 @@ fn folder_bytes(folder: &Path) -> u64 {
         Err(_) => 0,
     };
     entries.flatten().map(size).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_is_neither_wanted_nor_fresh_is_collected() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Arc::new(Mutex::new(Keep::default()));
+        let mut options = Options::new(dir.path());
+        options.gc = Some(collector(keep.clone(), Duration::from_millis(50), FRESH));
+        let store = FsStore::load_with_opts(dir.path().join("blobs.db"), options)
+            .await
+            .unwrap();
+        let mut hashes = Vec::new();
+        for content in [3, 4, 5] {
+            let tag = store.add_bytes(vec![content; 100_000]).temp_tag().await.unwrap();
+            hashes.push(tag.hash());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(
+            store.has(hashes[2]).await.unwrap(),
+            "nothing goes before the first word on what is wanted"
+        );
+        {
+            let mut keep = keep.lock().unwrap();
+            keep.wanted.insert(hashes[0]);
+            keep.fresh.insert(hashes[1], Instant::now());
+            keep.due_until = Some(Instant::now() + FRESH);
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while store.has(hashes[2]).await.unwrap() {
+            assert!(Instant::now() < deadline, "garbage was not collected");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(store.has(hashes[0]).await.unwrap() && store.has(hashes[1]).await.unwrap());
+        store.shutdown().await.unwrap();
+    }
 }

@@ -45,6 +45,8 @@ const FRAME: Duration = Duration::from_secs(30);
 const AT_ONCE: Duration = Duration::from_secs(3);
 /// How long a connection that lost to another is still read.
 const GRACE: Duration = Duration::from_secs(4);
+/// How long a shutdown may take to send what waits.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// How long a stranger is dialled for what is sent to it.
 const STRANGER: Duration = Duration::from_secs(10);
 /// How much is read at a time, so that memory grows with what arrives and not with what is announced.
@@ -66,6 +68,9 @@ struct Shared {
     links: Mutex<BTreeMap<PeerId, Arc<Link>>>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Tells writers to send what waits, and end.
+    drain: CancellationToken,
+    writers: TaskTracker,
     dropped: AtomicU64,
     serial: AtomicU64,
 }
@@ -81,6 +86,8 @@ struct Link {
     until: Mutex<Option<Instant>>,
     current: Mutex<Option<Current>>,
     lost: Notify,
+    /// What the driver was last told: whether there is a connection.
+    told: tokio::sync::Mutex<bool>,
 }
 
 /// The connection written to.
@@ -104,6 +111,7 @@ impl Link {
             until: Mutex::default(),
             current: Mutex::default(),
             lost: Notify::new(),
+            told: tokio::sync::Mutex::default(),
         }
     }
 
@@ -140,6 +148,8 @@ impl Links {
             links: Mutex::default(),
             stop,
             tasks: TaskTracker::new(),
+            drain: CancellationToken::new(),
+            writers: TaskTracker::new(),
             dropped: AtomicU64::new(0),
             serial: AtomicU64::new(0),
         };
@@ -206,8 +216,11 @@ impl Links {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Closes every link and waits for the tasks.
+    /// Sends what waits (for [`GOODBYE`] at most), closes every link and waits for the tasks.
     pub async fn shutdown(&self) {
+        self.shared.drain.cancel();
+        self.shared.writers.close();
+        let _ = timeout(GOODBYE, self.shared.writers.wait()).await;
         self.shared.stop.cancel();
         for link in self.shared.links().values() {
             if let Some(current) = link.current().take() {
@@ -270,42 +283,54 @@ impl Shared {
     async fn adopt(self: &Arc<Self>, link: &Arc<Link>, connection: Connection, dialled: bool) {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let retire = CancellationToken::new();
-        let (used, first) = {
+        let used = {
             let mut current = link.current();
             let at_once = current
                 .as_ref()
                 .is_some_and(|now| now.dialled != dialled && now.since.elapsed() < AT_ONCE);
             let by_smaller = dialled == (self.me < link.peer);
-            if at_once && !by_smaller {
-                (false, false)
-            } else {
+            let used = !at_once || by_smaller;
+            if used {
+                let since = Instant::now();
                 let next = Current {
                     connection: connection.clone(),
                     dialled,
-                    since: Instant::now(),
+                    since,
                     serial,
                     retire: retire.clone(),
                 };
-                let last = current.replace(next);
-                let first = last.is_none();
-                if let Some(last) = last {
+                if let Some(last) = current.replace(next) {
                     last.retire.cancel();
                     self.close_later(last.connection);
                 }
-                (true, first)
             }
+            used
         };
         if used {
             for card in self.cards().await {
                 self.push(link, Kind::Card, card);
             }
-            self.tasks.spawn(write(connection.clone(), link.clone(), retire));
+            self.writers
+                .spawn(write(connection.clone(), link.clone(), retire, self.drain.clone()));
         } else {
             self.close_later(connection.clone());
         }
         self.tasks.spawn(read(self.clone(), link.clone(), connection, serial));
-        if first {
-            self.tell(NetEvent::Connected(link.peer)).await;
+        self.tell_state(link).await;
+    }
+
+    /// Tells the driver that a link is up or down, if it was told otherwise; in the order in which it happened.
+    async fn tell_state(&self, link: &Link) {
+        let mut told = link.told.lock().await;
+        let connected = link.connected();
+        if *told != connected {
+            *told = connected;
+            let event = if connected {
+                NetEvent::Connected(link.peer)
+            } else {
+                NetEvent::Disconnected(link.peer)
+            };
+            self.tell(event).await;
         }
     }
 
@@ -333,10 +358,13 @@ impl Shared {
         let Some(current) = was_used else { return };
         current.retire.cancel();
         link.lost.notify_waiters();
-        if !link.wanted() {
-            self.links().remove(&link.peer);
+        {
+            let mut links = self.links();
+            if !link.wanted() && !link.connected() {
+                links.remove(&link.peer);
+            }
         }
-        self.tell(NetEvent::Disconnected(link.peer)).await;
+        self.tell_state(link).await;
     }
 }
 
@@ -380,24 +408,29 @@ async fn dial_once(shared: &Shared, peer: PeerId) -> Option<Connection> {
     }
 }
 
-/// Writes the queue's frames until the connection ends or another is used.
-async fn write(connection: Connection, link: Arc<Link>, retire: CancellationToken) {
+/// Writes the queue's frames until the connection ends, another is used, or there is no time left for more than what waits.
+async fn write(connection: Connection, link: Arc<Link>, retire: CancellationToken, drain: CancellationToken) {
     let Ok(mut stream) = connection.open_uni().await else {
         return;
     };
     loop {
-        let (kind, frame) = tokio::select! {
+        let next = tokio::select! {
             () = retire.cancelled() => break,
             _ = connection.closed() => return,
-            frame = link.queue.pop() => frame,
+            () = drain.cancelled() => link.queue.try_pop(),
+            frame = link.queue.pop() => Some(frame),
         };
+        let Some((kind, frame)) = next else { break };
         match timeout(FRAME, write_frame(&mut stream, kind, frame)).await {
             Ok(Ok(())) => {}
             // A peer that takes nothing for that long is as good as gone.
             _ => return connection.close(3u32.into(), b"too slow"),
         }
     }
-    let _ = stream.finish();
+    if stream.finish().is_ok() {
+        // Closing the connection would throw away what is not acknowledged yet.
+        let _ = timeout(GOODBYE, stream.stopped()).await;
+    }
 }
 
 async fn write_frame(stream: &mut SendStream, kind: Kind, frame: Bytes) -> Result<(), iroh::endpoint::WriteError> {

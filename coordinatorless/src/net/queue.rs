@@ -61,11 +61,16 @@ impl Queue {
     /// The oldest frame, as soon as there is one. Cancelling the wait loses nothing.
     pub async fn pop(&self) -> (Kind, Bytes) {
         loop {
-            if let Some(frame) = self.waiting().pop() {
+            if let Some(frame) = self.try_pop() {
                 return frame;
             }
             self.filled.notified().await;
         }
+    }
+
+    /// The oldest frame, if there is one.
+    pub fn try_pop(&self) -> Option<(Kind, Bytes)> {
+        self.waiting().pop()
     }
 
     /// Drops everything.
