@@ -214,6 +214,13 @@ struct Inner {
     stop: CancellationToken,
 }
 
+impl Drop for Inner {
+    /// Ends the tasks of a network that was not shut down; nothing is said to anyone.
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 impl Net {
     /// Opens the socket and starts to listen. The receiver must be drained, or peers are held back.
     ///
