@@ -89,7 +89,13 @@ pub struct TimingConfig {
 
 impl Default for TimingConfig {
     fn default() -> Self {
-        Self { train_secs: 60.0, collect_secs: 75.0, fetch_secs: 15.0, view_secs: 3.0, censor_secs: 2.0 }
+        Self {
+            train_secs: 60.0,
+            collect_secs: 75.0,
+            fetch_secs: 15.0,
+            view_secs: 3.0,
+            censor_secs: 2.0,
+        }
     }
 }
 
@@ -151,13 +157,20 @@ pub struct VerificationConfig {
     pub audit_permille: u32,
     /// Largest relative L2 distance between claim and replay that passes.
     pub bound: f64,
-    /// Rounds within which a verdict may enter a record after the audited round.
+    /// Rounds within which a verdict may enter a record after its audit was drawn.
     pub verdict_rounds: u64,
+    /// The accumulator root of a newcomer: that of zeros for this model (R19).
+    pub accumulator_zero: Hash,
 }
 
 impl Default for VerificationConfig {
     fn default() -> Self {
-        Self { audit_permille: 100, bound: 0.02, verdict_rounds: 8 }
+        Self {
+            audit_permille: 100,
+            bound: 0.02,
+            verdict_rounds: 8,
+            accumulator_zero: Hash::default(),
+        }
     }
 }
 
@@ -175,7 +188,11 @@ pub struct RewardConfig {
 
 impl Default for RewardConfig {
     fn default() -> Self {
-        Self { vesting_rounds: 1500, flops_per_token: 1, nominal_round_secs: 60 }
+        Self {
+            vesting_rounds: 1500,
+            flops_per_token: 1,
+            nominal_round_secs: 60,
+        }
     }
 }
 
@@ -191,7 +208,10 @@ pub struct StorageConfig {
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { snapshot_rounds: 32, max_contribution_bytes: 1 << 30 }
+        Self {
+            snapshot_rounds: 32,
+            max_contribution_bytes: 1 << 30,
+        }
     }
 }
 
@@ -256,7 +276,10 @@ impl RunConfig {
 
     /// The run's id.
     pub fn id(&self) -> RunId {
-        RunId(blake3::derive_key("murmur/v1/run-config", self.to_canonical_toml().as_bytes()))
+        RunId(blake3::derive_key(
+            "murmur/v1/run-config",
+            self.to_canonical_toml().as_bytes(),
+        ))
     }
 
     /// Reads agreed bytes: canonical, valid, and of the run asked for.
@@ -280,7 +303,16 @@ impl RunConfig {
     /// Checks every bound, and the relations between fields, once.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let check = |holds: bool, field, found: String, bound, fix| {
-            if holds { Ok(()) } else { Err(ConfigError::Value { field, found, bound, fix }) }
+            if holds {
+                Ok(())
+            } else {
+                Err(ConfigError::Value {
+                    field,
+                    found,
+                    bound,
+                    fix,
+                })
+            }
         };
         let (time, member, verify) = (&self.timing, &self.membership, &self.verification);
         check(
@@ -291,7 +323,13 @@ impl RunConfig {
             "use the build of Murmur that this run was made with",
         )?;
         let length = self.name.chars().count();
-        check((1..=64).contains(&length), "name", self.name.clone(), "1 to 64 characters", "choose a shorter name")?;
+        check(
+            (1..=64).contains(&length),
+            "name",
+            self.name.clone(),
+            "1 to 64 characters",
+            "choose a shorter name",
+        )?;
         check(
             self.data.sequences > 0 && self.data.sequences < 1 << 48,
             "data.sequences",
@@ -314,7 +352,12 @@ impl RunConfig {
             ("timing.view_secs", time.view_secs, 0.1, 3_600.0),
             ("timing.censor_secs", time.censor_secs, 0.1, 3_600.0),
             ("membership.regroup_secs", member.regroup_secs, 0.5, 86_400.0),
-            ("membership.regroup_minority_factor", member.regroup_minority_factor, 1.0, 1_000.0),
+            (
+                "membership.regroup_minority_factor",
+                member.regroup_minority_factor,
+                1.0,
+                1_000.0,
+            ),
             ("verification.bound", verify.bound, 1e-9, 10.0),
         ] {
             check(
@@ -334,11 +377,26 @@ impl RunConfig {
             ("membership.finality_rounds", member.finality_rounds, 1, 1 << 32),
             ("verification.audit_permille", u64::from(verify.audit_permille), 0, 1000),
             ("verification.verdict_rounds", verify.verdict_rounds, 1, 1 << 16),
-            ("rewards.vesting_rounds", self.rewards.vesting_rounds, verify.verdict_rounds, 1 << 20),
+            (
+                "rewards.vesting_rounds",
+                self.rewards.vesting_rounds,
+                verify.verdict_rounds,
+                1 << 20,
+            ),
             ("rewards.flops_per_token", self.rewards.flops_per_token, 1, 1 << 48),
-            ("rewards.nominal_round_secs", self.rewards.nominal_round_secs, 1, 1 << 20),
+            (
+                "rewards.nominal_round_secs",
+                self.rewards.nominal_round_secs,
+                1,
+                1 << 20,
+            ),
             ("storage.snapshot_rounds", self.storage.snapshot_rounds, 1, 1 << 20),
-            ("storage.max_contribution_bytes", self.storage.max_contribution_bytes, 1, 1 << 34),
+            (
+                "storage.max_contribution_bytes",
+                self.storage.max_contribution_bytes,
+                1,
+                1 << 34,
+            ),
         ] {
             check(
                 (low..=high).contains(&value),
@@ -349,7 +407,10 @@ impl RunConfig {
             )?;
         }
         let sorted = self.genesis.windows(2).all(|pair| pair[0].id < pair[1].id);
-        let sane = self.genesis.iter().all(|member| (1..=1_000_000).contains(&member.weight) && member.payout_address.len() <= 64);
+        let sane = self
+            .genesis
+            .iter()
+            .all(|member| (1..=1_000_000).contains(&member.weight) && member.payout_address.len() <= 64);
         check(
             sorted && sane && !self.genesis.is_empty() && self.genesis.len() <= 128,
             "genesis",
@@ -369,7 +430,13 @@ mod tests {
             protocol: PROTOCOL,
             name: "test".into(),
             nonce: "00".into(),
-            data: DataConfig { manifest: Hash::of(b"m"), sequences: 10, seq_len: 8, batch_sequences: 2, tokenizer: "bytes".into() },
+            data: DataConfig {
+                manifest: Hash::of(b"m"),
+                sequences: 10,
+                seq_len: 8,
+                batch_sequences: 2,
+                tokenizer: "bytes".into(),
+            },
             timing: TimingConfig::default(),
             membership: MembershipConfig::default(),
             verification: VerificationConfig::default(),
@@ -391,7 +458,10 @@ mod tests {
         let config = config();
         let text = config.to_canonical_toml();
         assert!(!text.is_empty());
-        assert_eq!(RunConfig::from_agreed(text.as_bytes(), Some(config.id())).unwrap(), config);
+        assert_eq!(
+            RunConfig::from_agreed(text.as_bytes(), Some(config.id())).unwrap(),
+            config
+        );
     }
 
     #[test]
@@ -401,13 +471,22 @@ mod tests {
         let other = RunConfig::from_agreed(text.as_bytes(), Some(RunId([9; 32])));
         assert!(matches!(other, Err(ConfigError::OtherRun { .. })));
         let reformatted = text.replace("name = ", "name  =  ");
-        assert_eq!(RunConfig::from_agreed(reformatted.as_bytes(), None), Err(ConfigError::NotCanonical));
+        assert_eq!(
+            RunConfig::from_agreed(reformatted.as_bytes(), None),
+            Err(ConfigError::NotCanonical)
+        );
     }
 
     #[test]
     fn collecting_may_not_end_before_training_does() {
         let mut config = config();
         config.timing.collect_secs = config.timing.train_secs - 1.0;
-        assert!(matches!(config.validate(), Err(ConfigError::Value { field: "timing.collect_secs", .. })));
+        assert!(matches!(
+            config.validate(),
+            Err(ConfigError::Value {
+                field: "timing.collect_secs",
+                ..
+            })
+        ));
     }
 }

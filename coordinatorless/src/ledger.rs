@@ -1,1 +1,201 @@
-//! ledger
+//! The contribution ledger (R6, R29): points per peer, provisional until they vest, gone when a cheat is proven. All integers,
+//! all from the record chain, so anyone who replays the chain has the same balances and the same root.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::config::RunConfig;
+use crate::types::*;
+use crate::wire::Canonical;
+
+/// Points of one counted round, not yet vested.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Grant {
+    /// The round worked in.
+    pub round: Round,
+    /// Points: verified training FLOPs in billions, times the liveness multiplier.
+    pub points: u128,
+}
+
+/// One peer's account. It outlives membership.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Account {
+    /// Whose.
+    pub id: PeerId,
+    /// Where its tokens are to be paid; empty if nowhere.
+    pub address: String,
+    /// Tokens counted so far.
+    pub tokens: u64,
+    /// Rounds counted so far.
+    pub rounds: u64,
+    /// Grants that have not vested, oldest first.
+    pub provisional: Vec<Grant>,
+    /// Points that can no longer be taken.
+    pub vested: u128,
+    /// Points taken.
+    pub slashed: u128,
+    /// Failures that are no proof of cheating: accusations not confirmed, accumulators not opened.
+    pub strikes: u32,
+}
+
+impl Account {
+    /// Points that have not vested.
+    pub fn provisional_points(&self) -> u128 {
+        self.provisional
+            .iter()
+            .map(|grant| grant.points)
+            .fold(0, u128::saturating_add)
+    }
+}
+
+/// All accounts, sorted by id.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ledger {
+    /// Points ever granted.
+    pub issued: u128,
+    /// The accounts.
+    pub accounts: Vec<Account>,
+}
+
+impl Ledger {
+    /// The root that records carry: BLAKE3 of the canonical bytes, so that a snapshot's ledger is a blob addressed by it.
+    pub fn root(&self) -> Hash {
+        Hash::of(&self.to_canonical())
+    }
+
+    /// An account, if there is one.
+    pub fn get(&self, id: &PeerId) -> Option<&Account> {
+        self.accounts
+            .binary_search_by_key(id, |account| account.id)
+            .ok()
+            .map(|at| &self.accounts[at])
+    }
+
+    /// An account, opened if there is none.
+    pub fn open(&mut self, id: PeerId) -> &mut Account {
+        let at = match self.accounts.binary_search_by_key(&id, |account| account.id) {
+            Ok(at) => at,
+            Err(at) => {
+                let account = Account {
+                    id,
+                    address: String::new(),
+                    tokens: 0,
+                    rounds: 0,
+                    provisional: Vec::new(),
+                    vested: 0,
+                    slashed: 0,
+                    strikes: 0,
+                };
+                self.accounts.insert(at, account);
+                at
+            }
+        };
+        &mut self.accounts[at]
+    }
+
+    /// Grants points for a counted round (R29).
+    pub fn grant(&mut self, config: &RunConfig, id: PeerId, round: Round, tokens: u64) {
+        let account = self.open(id);
+        let seconds = account.rounds.saturating_mul(config.rewards.nominal_round_secs);
+        let flops = u128::from(tokens).saturating_mul(u128::from(config.rewards.flops_per_token));
+        let points = (flops / 1_000_000_000).saturating_mul(u128::from(liveness_millionths(seconds))) / 1_000_000;
+        account.tokens = account.tokens.saturating_add(tokens);
+        account.rounds = account.rounds.saturating_add(1);
+        account.provisional.push(Grant { round, points });
+        self.issued = self.issued.saturating_add(points);
+    }
+
+    /// Vests what is old enough after `now`.
+    pub fn vest(&mut self, config: &RunConfig, now: Round) {
+        for account in &mut self.accounts {
+            let ripe = account
+                .provisional
+                .partition_point(|grant| grant.round.0 + config.rewards.vesting_rounds <= now.0);
+            for grant in account.provisional.drain(..ripe) {
+                account.vested = account.vested.saturating_add(grant.points);
+            }
+        }
+    }
+
+    /// Takes everything unvested; returns how much that was.
+    pub fn slash(&mut self, id: PeerId) -> u128 {
+        let account = self.open(id);
+        let points = account.provisional_points();
+        account.provisional.clear();
+        account.slashed = account.slashed.saturating_add(points);
+        points
+    }
+
+    /// Takes the points of one round; returns how much that was.
+    pub fn void(&mut self, id: PeerId, round: Round) -> u128 {
+        let account = self.open(id);
+        let (gone, kept): (Vec<Grant>, Vec<Grant>) = account.provisional.iter().partition(|grant| grant.round == round);
+        account.provisional = kept;
+        let points = gone.iter().map(|grant| grant.points).fold(0, u128::saturating_add);
+        account.slashed = account.slashed.saturating_add(points);
+        points
+    }
+}
+
+/// The liveness multiplier `1 + ln(1 + hours/12)/5`, at most 2, in millionths (R29). Integers throughout: the same everywhere.
+pub fn liveness_millionths(seconds: u64) -> u64 {
+    // 1 + hours/12 in units of 2^-32.
+    let seconds = u128::from(seconds.min(1 << 40));
+    let x = (1u128 << 32) + (seconds << 32) / (12 * 3600);
+    // ln x = log2 x * ln 2, with ln 2 in millionths.
+    let ln = log2_fixed(x) * 693_147 >> 32;
+    1_000_000 + u64::try_from(ln / 5).unwrap_or(u64::MAX).min(1_000_000)
+}
+
+/// log2 of `x * 2^-32` (x >= 2^32) in units of 2^-32: the integer part by shifting, then 32 bits by repeated squaring.
+fn log2_fixed(x: u128) -> u128 {
+    let whole = x.ilog2() - 32;
+    let mut mantissa = x >> whole; // in [2^32, 2^33)
+    let mut log = u128::from(whole) << 32;
+    for bit in (0..32).rev() {
+        mantissa = (mantissa * mantissa) >> 32;
+        if mantissa >= 1 << 33 {
+            mantissa >>= 1;
+            log |= 1 << bit;
+        }
+    }
+    log
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_liveness_multiplier_follows_its_formula() {
+        for hours in [0u64, 1, 6, 12, 24, 100, 1000, 100_000] {
+            let expected = (1.0 + (1.0 + hours as f64 / 12.0).ln() / 5.0).min(2.0) * 1e6;
+            let found = liveness_millionths(hours * 3600) as f64;
+            assert!(
+                (expected - found).abs() < 3.0,
+                "{hours} h: expected {expected}, found {found}"
+            );
+        }
+        assert_eq!(liveness_millionths(u64::MAX), 2_000_000);
+    }
+
+    #[test]
+    fn slashing_takes_what_is_unvested_and_only_that() {
+        let mut ledger = Ledger::default();
+        let id = PeerId([1; 32]);
+        ledger.open(id).vested = 7;
+        ledger.open(id).provisional = vec![
+            Grant {
+                round: Round(1),
+                points: 5,
+            },
+            Grant {
+                round: Round(2),
+                points: 6,
+            },
+        ];
+        assert_eq!(ledger.void(id, Round(1)), 5);
+        assert_eq!(ledger.slash(id), 6);
+        let account = ledger.get(&id).unwrap();
+        assert_eq!((account.vested, account.slashed, account.provisional.len()), (7, 11, 0));
+    }
+}

@@ -1,1 +1,247 @@
-//! node
+//! The driver: gives the core ([`crate::protocol`]) a clock, a disk and a network, and the trainer its work.
+//!
+//! One task owns the state machine; nothing else touches it. It waits for one thing at a time (a frame, a timer, the host, a finished
+//! transfer, a command), hands it to [`crate::protocol::State::handle`] and carries out the effects in order. Tensors are the host's:
+//! it gets [`Work`] and gives [`Done`]; models and contributions pass through here as bytes.
+//!
+//! - `driver`: the loop and the effects. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
+//! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
+
+mod driver;
+pub mod join;
+mod transfer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use driver::run;
+
+use crate::config::RunConfig;
+use crate::net::{Net, NetError, NetEvent};
+use crate::protocol::chain::ChainState;
+use crate::protocol::event::{AuditOrder, Notice, TrainOrder, Trained};
+use crate::store::{Store, StoreError};
+use crate::types::*;
+
+/// What a node is started with.
+pub struct NodeConfig {
+    /// The run.
+    pub run: Arc<RunConfig>,
+    /// The peer's secret.
+    pub secret: [u8; 32],
+    /// Where its tokens are to be paid.
+    pub payout_address: String,
+    /// Files that joiners may fetch by hash: the manifest and the data shards.
+    pub shared_files: Vec<PathBuf>,
+    /// Take part up to this round, then serve until the others are there too, then stop.
+    pub last_round: Option<Round>,
+    /// Most bytes of blobs on disk; nothing that R17 needs is dropped for it, but a warning is given.
+    pub disk_budget: Option<u64>,
+}
+
+/// One decided record with the bytes that it counted, in its order.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The record.
+    pub decided: Arc<Decided>,
+    /// The shards of each contribution.
+    pub shards: Vec<Vec<Bytes>>,
+}
+
+/// How to come by the model after some round: a snapshot and what was counted since.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// The snapshot's bytes (its BLAKE3 is the model root); `None`: the genesis model.
+    pub snapshot: Option<Bytes>,
+    /// The round of the snapshot (0: genesis).
+    pub round: Round,
+    /// Records since, oldest first.
+    pub steps: Vec<Step>,
+}
+
+/// Work for the host. `epoch` comes back with the answer; an answer of an older epoch is dropped.
+#[derive(Debug)]
+pub enum Work {
+    /// Train until the order's batches are done, `deadline`, or [`Stop`].
+    Train {
+        /// Names this piece of training for [`Stop`].
+        id: u64,
+        /// What to train on.
+        order: TrainOrder,
+        /// When to stop at the latest.
+        deadline: Instant,
+    },
+    /// Replace the model.
+    Load {
+        /// See [`Work`].
+        epoch: u64,
+        /// The branch.
+        branch: Branch,
+        /// From what.
+        source: ModelSource,
+    },
+    /// Apply one more record to the model.
+    Apply {
+        /// See [`Work`].
+        epoch: u64,
+        /// The record and its bytes.
+        step: Step,
+        /// Write a snapshot afterwards.
+        snapshot: bool,
+    },
+    /// Replay a member's round.
+    Audit {
+        /// What and whose.
+        order: AuditOrder,
+        /// The model before the round.
+        source: ModelSource,
+        /// The claimed contribution.
+        shards: Vec<Bytes>,
+        /// The member's accumulator before and after, as it opened them; `None` if it did not.
+        accumulators: Option<(Bytes, Bytes)>,
+    },
+}
+
+/// The host's answers.
+#[derive(Debug)]
+pub enum Done {
+    /// A local round.
+    Trained {
+        /// Its description.
+        trained: Trained,
+        /// Its bytes.
+        shards: Vec<Bytes>,
+        /// A file holding the accumulator after it, served to auditors.
+        accumulator: PathBuf,
+    },
+    /// Nothing came of a local round: stopped before the first step, or a failure (with its reason).
+    Idle {
+        /// The round.
+        round: Round,
+        /// What failed, if anything did.
+        reason: Option<String>,
+    },
+    /// A model after [`Work::Load`] or [`Work::Apply`].
+    Applied {
+        /// See [`Work`].
+        epoch: u64,
+        /// The branch.
+        branch: Branch,
+        /// The round.
+        round: Round,
+        /// The root.
+        model_root: Hash,
+        /// The snapshot file, if one was asked for.
+        snapshot: Option<PathBuf>,
+    },
+    /// The model could not be computed.
+    Failed {
+        /// See [`Work`].
+        epoch: u64,
+        /// Why.
+        reason: String,
+    },
+    /// An audit.
+    Audited(Verdict),
+}
+
+/// Tells training to stop: pieces up to this number are no longer wanted.
+#[derive(Clone, Default, Debug)]
+pub struct Stop(Arc<AtomicU64>);
+
+impl Stop {
+    /// Nothing up to `id` is wanted any more.
+    pub fn up_to(&self, id: u64) {
+        self.0.fetch_max(id, Ordering::Relaxed);
+    }
+    /// Whether to go on with piece `id`.
+    pub fn wants(&self, id: u64) -> bool {
+        self.0.load(Ordering::Relaxed) < id
+    }
+}
+
+/// Decodes a contribution strictly; called off the main task.
+pub type Check = Arc<dyn Fn(&Commit, &[Bytes]) -> Result<(), String> + Send + Sync>;
+
+/// The driver's ends of the channels to the host.
+pub struct Host {
+    /// Work, in order. Training is interrupted by `stop`, everything else is short.
+    pub work: std::sync::mpsc::Sender<Work>,
+    /// Answers.
+    pub done: mpsc::Receiver<Done>,
+    /// Stops training.
+    pub stop: Stop,
+    /// The strict decoder.
+    pub check: Check,
+}
+
+/// From the outside.
+pub enum Command {
+    /// Say goodbye and stop.
+    Leave,
+    /// Say so when this peer's chain reached this round (or at once).
+    Nudge(oneshot::Sender<()>),
+}
+
+/// What the driver knows, for people.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// The agreed state.
+    pub chain: Arc<ChainState>,
+    /// The model after the last applied round.
+    pub model: Option<(Round, Hash)>,
+    /// The last notice of an applied round.
+    pub last: Option<Notice>,
+    /// Members heard lately.
+    pub alive: Vec<PeerId>,
+    /// Voters' weights.
+    pub weights: Vec<(PeerId, u64)>,
+    /// Addresses known, this peer's first.
+    pub addresses: Vec<Hello>,
+    /// Bytes sent and received.
+    pub traffic: (u64, u64),
+    /// Bytes of blobs on disk.
+    pub disk: u64,
+}
+
+/// Why a node stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The disk.
+    #[error("the record store failed: {0}")]
+    Store(#[from] StoreError),
+    /// The network.
+    #[error("the network failed: {0}")]
+    Net(#[from] NetError),
+    /// The host's threads are gone.
+    #[error("the trainer stopped: {0}")]
+    Host(String),
+    /// What is on disk contradicts itself.
+    #[error("the records in this directory cannot be followed: {0}")]
+    Chain(String),
+}
+
+/// Everything [`run`] needs.
+pub struct Node {
+    /// Settings.
+    pub config: NodeConfig,
+    /// The disk.
+    pub store: Arc<Store>,
+    /// The network.
+    pub net: Net,
+    /// What it brings.
+    pub events: mpsc::Receiver<NetEvent>,
+    /// The trainer.
+    pub host: Host,
+    /// From the user.
+    pub commands: mpsc::Receiver<Command>,
+    /// To the event log.
+    pub notices: mpsc::Sender<Notice>,
+    /// To the status page.
+    pub status: watch::Sender<Option<NodeStatus>>,
+}

@@ -75,8 +75,20 @@ impl Hash {
 
 /// A round of a run; round 1 is the first that trains, record 0 is the genesis.
 #[derive(
-    Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default,
-    serde::Serialize, serde::Deserialize,
+    Archive,
+    Serialize,
+    Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 #[serde(transparent)]
 pub struct Round(pub u64);
@@ -373,4 +385,17 @@ pub struct Regroup {
     pub polka: Option<Hash>,
     /// Who is heard from, this peer included; sorted.
     pub survivors: Vec<PeerId>,
+}
+
+/// Where a peer can be reached; told to all, so that members who never met can dial each other.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Hello {
+    /// The run; branch, round and view are 0.
+    pub slot: Slot,
+    /// Counts up (Unix milliseconds), so that an older address never replaces a newer one.
+    pub sequence: u64,
+    /// Socket addresses, at most 16.
+    pub addresses: Vec<String>,
+    /// Home relay, if any.
+    pub relay: Option<String>,
 }

@@ -93,7 +93,9 @@ pub trait Canonical: Sized {
 impl<T> Canonical for T
 where
     T: Archive
-        + for<'a> Serialize<rkyv::api::high::HighSerializer<AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rancor::Error>>,
+        + for<'a> Serialize<
+            rkyv::api::high::HighSerializer<AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, rancor::Error>,
+        >,
     T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rancor::Error>>
         + Deserialize<T, rkyv::api::high::HighDeserializer<rancor::Error>>,
 {
@@ -107,7 +109,11 @@ where
 
     fn from_canonical(bytes: &[u8]) -> Result<Self, WireError> {
         let value = rkyv::from_bytes::<T, rancor::Error>(bytes).map_err(|_| WireError::Invalid)?;
-        if value.to_canonical() != bytes { Err(WireError::NotCanonical) } else { Ok(value) }
+        if value.to_canonical() != bytes {
+            Err(WireError::NotCanonical)
+        } else {
+            Ok(value)
+        }
     }
 }
 
@@ -137,6 +143,8 @@ pub enum Body {
     Verdict(Verdict),
     /// The quorum is gone.
     Regroup(Regroup),
+    /// Here I am.
+    Hello(Hello),
 }
 
 macro_rules! kinds {
@@ -177,6 +185,7 @@ kinds! {
     6 Leave "leave" MAX_SMALL;
     7 Verdict "verdict" MAX_SMALL;
     8 Regroup "regroup" MAX_SMALL;
+    9 Hello "hello" MAX_SMALL;
 }
 
 impl Body {
@@ -191,6 +200,7 @@ impl Body {
             Self::Leave(body) => body.slot,
             Self::Verdict(body) => body.slot,
             Self::Regroup(body) => body.slot,
+            Self::Hello(body) => body.slot,
         }
     }
 }
@@ -239,7 +249,11 @@ impl Keys {
             Scheme::Ed25519 => Signature(self.secret.sign(&digest).to_bytes()),
             Scheme::KeyedHash => keyed(&self.id, &digest),
         };
-        Signed { signer: self.id, body: body.clone(), signature }
+        Signed {
+            signer: self.id,
+            body: body.clone(),
+            signature,
+        }
     }
 }
 
@@ -249,7 +263,10 @@ fn digest(name: &str, payload: &[u8]) -> [u8; 32] {
 
 fn keyed(id: &PeerId, digest: &[u8; 32]) -> Signature {
     let mut bytes = [0; 64];
-    blake3::Hasher::new_keyed(&id.0).update(digest).finalize_xof().fill(&mut bytes);
+    blake3::Hasher::new_keyed(&id.0)
+        .update(digest)
+        .finalize_xof()
+        .fill(&mut bytes);
     Signature(bytes)
 }
 
@@ -280,7 +297,10 @@ impl Signed {
 
     /// Decodes and verifies a frame.
     pub fn from_frame(frame: &[u8], scheme: Scheme) -> Result<Self, WireError> {
-        let short = WireError::Short { expected: HEADER, found: frame.len() };
+        let short = WireError::Short {
+            expected: HEADER,
+            found: frame.len(),
+        };
         let (header, payload) = frame.split_at_checked(HEADER).ok_or(short)?;
         let version = u16::from_le_bytes([header[0], header[1]]);
         if version != VERSION {
@@ -292,23 +312,39 @@ impl Signed {
         signature.copy_from_slice(&header[35..HEADER]);
         let body = Body::decode(header[2], payload)?;
         verify(scheme, body.name(), payload, PeerId(signer), Signature(signature))?;
-        Ok(Self { signer: PeerId(signer), body, signature: Signature(signature) })
+        Ok(Self {
+            signer: PeerId(signer),
+            body,
+            signature: Signature(signature),
+        })
     }
 
     /// Verifies the signature of a message that came inside another one.
     pub fn verify(&self, scheme: Scheme) -> Result<(), WireError> {
-        verify(scheme, self.body.name(), &self.body.payload(), self.signer, self.signature)
+        verify(
+            scheme,
+            self.body.name(),
+            &self.body.payload(),
+            self.signer,
+            self.signature,
+        )
     }
 }
 
 fn verify(scheme: Scheme, name: &str, payload: &[u8], signer: PeerId, signature: Signature) -> Result<(), WireError> {
     let digest = digest(name, payload);
     let holds = match scheme {
-        Scheme::Ed25519 => iroh_base::PublicKey::from_bytes(&signer.0)
-            .is_ok_and(|key| key.verify(&digest, &iroh_base::Signature::from_bytes(&signature.0)).is_ok()),
+        Scheme::Ed25519 => iroh_base::PublicKey::from_bytes(&signer.0).is_ok_and(|key| {
+            key.verify(&digest, &iroh_base::Signature::from_bytes(&signature.0))
+                .is_ok()
+        }),
         Scheme::KeyedHash => keyed(&signer, &digest) == signature,
     };
-    if holds { Ok(()) } else { Err(WireError::Signature { signer }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(WireError::Signature { signer })
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient),
 //! [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`], [`checkpoint`],
-//! [`generate`], [`eval`], [`bench`].
+//! [`generate`], [`eval`], [`mod@bench`].
 
 pub mod aggregate;
 pub mod apply;

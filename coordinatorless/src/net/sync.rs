@@ -84,14 +84,6 @@ pub struct SnapshotInfo {
     pub model_root: Hash,
     /// Bytes of the model.
     pub model_len: u64,
-    /// The chain state.
-    pub state_root: Hash,
-    /// Bytes of the chain state.
-    pub state_len: u64,
-    /// The ledger.
-    pub ledger_root: Hash,
-    /// Bytes of the ledger.
-    pub ledger_len: u64,
 }
 
 /// An answer.

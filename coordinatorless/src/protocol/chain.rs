@@ -1,4 +1,721 @@
-//! placeholder
-/// placeholder
+//! The record chain: what all peers agree on after each record, and the one function that takes a record to the next state.
+//!
+//! Everything here is pure. [`ChainState::draft`] writes a record, [`ChainState::apply`] checks one against every rule that follows
+//! from the chain alone and returns the state after it; a voter, a laggard, a joiner and `ledger verify` all call the same function.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::assignment::Assignment;
+use super::audit::{self, OpenAudit};
+use super::beacon;
+use super::event::Notice;
+use super::membership::{self, MEAN_SPEED, Member, Standing};
+use crate::agreement::Voters;
+use crate::config::RunConfig;
+use crate::ledger::Ledger;
+use crate::types::*;
+use crate::wire::{Body, Canonical, Scheme, Signed};
+
+/// Most changes of membership in a record.
+pub const MAX_CHANGES: usize = 8;
+/// Most verdicts in a record.
+pub const MAX_VERDICTS: usize = 16;
+/// A join request is valid for this many rounds after the one it names.
+pub const JOIN_ROUNDS: u64 = 16;
+/// Proposers whose views failed go last for this many rounds (R10).
+const DEMOTED_ROUNDS: u64 = 2;
+/// How many views' proposers a state remembers.
+const REMEMBERED_VIEWS: View = 16;
+
+/// Everything agreed but the balances; its hash is `state_root`.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Agreed {
+    /// The run.
+    pub run: RunId,
+    /// The branch.
+    pub branch: Branch,
+    /// The last round decided.
+    pub round: Round,
+    /// Its record.
+    pub record: Hash,
+    /// The seed after it.
+    pub seed: [u8; 32],
+    /// The next batch of the stream that nobody was given yet.
+    pub cursor: BatchIndex,
+    /// Returned data, sorted.
+    pub pool: Vec<DataRange>,
+    /// Tokens counted so far.
+    pub tokens: u64,
+    /// Members, sorted by id.
+    pub members: Vec<Member>,
+    /// The last weights that were not all zero (R5).
+    pub weights: Vec<(PeerId, u64)>,
+    /// Proposers whose views failed, with the last round for which they go last.
+    pub failed: Vec<(PeerId, Round)>,
+    /// Proposers of the first views of the round decided last, and of the one to come.
+    pub proposers: [Vec<PeerId>; 2],
+    /// Audits drawn and not yet answered, sorted.
+    pub audits: Vec<OpenAudit>,
+}
+
+/// The agreed state after a record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChainState {
+    /// All but the balances.
+    pub agreed: Agreed,
+    /// The balances.
+    pub ledger: Ledger,
+}
+
+/// The rule that a record breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleViolation {
+    /// Something that follows from the chain differs.
+    #[error("{what}: expected {expected}, found {found}")]
+    Differs {
+        /// What.
+        what: &'static str,
+        /// As the chain says.
+        expected: String,
+        /// As the record says.
+        found: String,
+    },
+    /// A part of the record is not allowed.
+    #[error("{what} of {member}: {why}")]
+    Refused {
+        /// Which part.
+        what: &'static str,
+        /// Whose.
+        member: PeerId,
+        /// Why.
+        why: &'static str,
+    },
+    /// Too long, unsorted, repeated.
+    #[error("{0}")]
+    Shape(&'static str),
+}
+
+/// What a proposer puts into a record besides what follows from the chain.
 #[derive(Clone, Debug)]
-pub struct ChainState {}
+pub struct Draft {
+    /// The view in which the parent was decided.
+    pub parent_view: View,
+    /// Changes of membership.
+    pub changes: Vec<Change>,
+    /// Contributions.
+    pub contributions: Vec<Contribution>,
+    /// The model after the parent.
+    pub model_root: Hash,
+    /// Verdicts.
+    pub verdicts: Vec<SignedVerdict>,
+    /// The beacon.
+    pub beacon: Beacon,
+}
+
+impl ChainState {
+    /// The state before round 1.
+    pub fn genesis(config: &RunConfig) -> Self {
+        let run = config.id();
+        let total: u128 = config
+            .genesis
+            .iter()
+            .map(|member| u128::from(member.weight))
+            .sum::<u128>()
+            .max(1);
+        let round_tokens = u128::from(config.membership.round_batches) * u128::from(config.data.batch_tokens());
+        let mut ledger = Ledger::default();
+        let members = config.genesis.iter().map(|member| {
+            ledger.open(member.id).address = member.payout_address.clone();
+            let share = (round_tokens * u128::from(member.weight) / total).max(1);
+            Member {
+                id: member.id,
+                vrf_key: member.vrf_key.0,
+                standing: Standing::Active,
+                joined: Round(0),
+                genesis_tokens: u64::try_from(share).unwrap_or(u64::MAX),
+                work: Vec::new(),
+                speed: MEAN_SPEED,
+                uncounted: 0,
+                accumulator: config.verification.accumulator_zero,
+            }
+        });
+        let members = members.collect();
+        let agreed = Agreed {
+            run,
+            branch: 0,
+            round: Round(0),
+            record: Hash::derive("murmur/v1/genesis", &run.0),
+            seed: blake3::derive_key("murmur/v1/genesis-seed", &run.0),
+            cursor: 0,
+            pool: Vec::new(),
+            tokens: 0,
+            members,
+            weights: Vec::new(),
+            failed: Vec::new(),
+            proposers: [Vec::new(), Vec::new()],
+            audits: Vec::new(),
+        };
+        let mut state = Self { agreed, ledger };
+        state.settle_voters(config);
+        state
+    }
+
+    /// Reads a state from its two blobs, which must be those that a record's roots name.
+    pub fn from_blobs(agreed: &[u8], ledger: &[u8]) -> Result<Self, crate::wire::WireError> {
+        Ok(Self {
+            agreed: Agreed::from_canonical(agreed)?,
+            ledger: Ledger::from_canonical(ledger)?,
+        })
+    }
+
+    /// Both parts in one string of bytes, as the record store keeps them.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let agreed = self.agreed.to_canonical();
+        let mut bytes = (agreed.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(agreed);
+        bytes.extend(self.ledger.to_canonical());
+        bytes
+    }
+
+    /// Reads what [`ChainState::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, crate::wire::WireError> {
+        let invalid = crate::wire::WireError::Invalid;
+        let (length, rest) = bytes.split_first_chunk::<8>().ok_or(invalid.clone())?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| invalid.clone())?;
+        let (agreed, ledger) = rest.split_at_checked(length).ok_or(invalid)?;
+        Self::from_blobs(agreed, ledger)
+    }
+
+    /// `state_root` of the next record.
+    pub fn state_root(&self) -> Hash {
+        Hash::of(&self.agreed.to_canonical())
+    }
+
+    /// A member by id.
+    pub fn member(&self, id: &PeerId) -> Option<&Member> {
+        self.agreed
+            .members
+            .binary_search_by_key(id, |member| member.id)
+            .ok()
+            .map(|at| &self.agreed.members[at])
+    }
+
+    fn member_mut(&mut self, id: &PeerId) -> Option<&mut Member> {
+        let at = self.agreed.members.binary_search_by_key(id, |member| member.id).ok()?;
+        Some(&mut self.agreed.members[at])
+    }
+
+    /// Ids of active members, sorted.
+    pub fn active(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.agreed
+            .members
+            .iter()
+            .filter(|member| member.standing == Standing::Active)
+            .map(|member| member.id)
+    }
+
+    /// Who votes on the next record.
+    pub fn voters(&self) -> Voters {
+        let unreliable = self
+            .agreed
+            .members
+            .iter()
+            .filter(|member| member.uncounted > 0)
+            .map(|member| member.id);
+        let last = self.agreed.failed.iter().map(|(id, _)| *id).chain(unreliable).collect();
+        Voters::new(self.agreed.weights.clone(), self.agreed.seed, last)
+    }
+
+    /// Who trains on what in the next round (R7).
+    pub fn assignment(&self, config: &RunConfig) -> Assignment {
+        let quotas = membership::quotas(config, &self.agreed.members, self.agreed.round.next());
+        Assignment::new(&quotas, self.agreed.cursor, &self.agreed.pool)
+    }
+
+    /// Run, branch and the round to be decided next.
+    pub fn next_slot(&self) -> Slot {
+        Slot {
+            run: self.agreed.run,
+            branch: self.agreed.branch,
+            round: self.agreed.round.next(),
+            view: 0,
+        }
+    }
+
+    /// Writes the next record.
+    pub fn draft(&self, config: &RunConfig, draft: Draft) -> Record {
+        let assignment = self.assignment(config);
+        let done = done_batches(config, &draft.contributions);
+        let (returned, retired) = assignment.leftovers(done);
+        Record {
+            slot: self.next_slot(),
+            parent: self.agreed.record,
+            parent_view: draft.parent_view,
+            changes: draft.changes,
+            contributions: draft.contributions,
+            returned,
+            retired,
+            model_root: draft.model_root,
+            state_root: self.state_root(),
+            ledger_root: self.ledger.root(),
+            verdicts: draft.verdicts,
+            beacon: draft.beacon,
+        }
+    }
+
+    /// Whether this commit may be counted in the next record.
+    pub fn check_commit(
+        &self,
+        config: &RunConfig,
+        assignment: &Assignment,
+        contribution: &Contribution,
+        scheme: Scheme,
+    ) -> Result<(), RuleViolation> {
+        let Contribution {
+            member,
+            commit,
+            signature,
+        } = contribution;
+        let refuse = |why| {
+            Err(RuleViolation::Refused {
+                what: "commit",
+                member: *member,
+                why,
+            })
+        };
+        let batch = config.data.batch_tokens();
+        let Some(known) = self.member(member) else {
+            return refuse("not a member");
+        };
+        if commit.slot != self.next_slot() || commit.parent != self.agreed.record || commit.base != self.agreed.round {
+            return refuse("for another round, branch or parent");
+        }
+        // R4: a prefix of the assigned order, in whole batches.
+        if commit.tokens == 0 || commit.tokens % batch != 0 || commit.tokens / batch > assignment.quota(member) {
+            return refuse("tokens are not a prefix of its batches");
+        }
+        let shards = commit.shards.iter().flat_map(|shard| shard.0).collect::<Vec<u8>>();
+        if commit.shards.is_empty() || commit.shards.len() > 4096 || Hash::of(&shards) != commit.blob {
+            return refuse("blob is not the hash sequence of its shards");
+        }
+        if commit.len > config.storage.max_contribution_bytes {
+            return refuse("longer than the run allows");
+        }
+        // R19: what was counted last, or declared lost.
+        if commit.accumulator_before != known.accumulator
+            && commit.accumulator_before != config.verification.accumulator_zero
+        {
+            return refuse("accumulator does not continue the last counted one");
+        }
+        let signed = Signed {
+            signer: *member,
+            body: Body::Commit(commit.clone()),
+            signature: *signature,
+        };
+        if signed.verify(scheme).is_err() {
+            return refuse("signature does not fit");
+        }
+        Ok(())
+    }
+
+    /// Whether this change may stand in the next record (what needs no hearing; R15's silence is the voter's own to judge).
+    pub fn check_change(&self, config: &RunConfig, change: &Change, scheme: Scheme) -> Result<(), RuleViolation> {
+        let slot = self.next_slot();
+        match change {
+            Change::Join(join, id, signature) => {
+                let refuse = |why| {
+                    Err(RuleViolation::Refused {
+                        what: "join",
+                        member: *id,
+                        why,
+                    })
+                };
+                let member = self.member(id);
+                if member.is_some_and(|member| member.standing != Standing::Away) {
+                    return refuse("already a member, or banned");
+                }
+                if member.is_none() && self.agreed.members.len() >= membership::MAX_MEMBERS {
+                    return refuse("the run is full");
+                }
+                if join.slot.run != slot.run
+                    || join.slot.branch != slot.branch
+                    || join.slot.round > slot.round
+                    || join.slot.round.0 + JOIN_ROUNDS < slot.round.0
+                {
+                    return refuse("for another run or branch, or too old");
+                }
+                if join.payout_address.len() > 64 || !join.payout_address.is_ascii() {
+                    return refuse("payout address is not up to 64 ASCII characters");
+                }
+                let signed = Signed {
+                    signer: *id,
+                    body: Body::Join(join.clone()),
+                    signature: *signature,
+                };
+                if signed.verify(scheme).is_err() {
+                    refuse("signature does not fit")
+                } else {
+                    Ok(())
+                }
+            }
+            Change::Leave(leave, id, signature) => {
+                let refuse = |why| {
+                    Err(RuleViolation::Refused {
+                        what: "leave",
+                        member: *id,
+                        why,
+                    })
+                };
+                let joined = match self.member(id) {
+                    Some(member) if member.standing == Standing::Active => member.joined,
+                    _ => return refuse("not an active member"),
+                };
+                let fresh = leave.slot.round >= joined && leave.slot.round.0 + JOIN_ROUNDS >= slot.round.0;
+                if leave.slot.run != slot.run || leave.slot.branch != slot.branch || !fresh {
+                    return refuse("for another run or branch, or too old");
+                }
+                let signed = Signed {
+                    signer: *id,
+                    body: Body::Leave(leave.clone()),
+                    signature: *signature,
+                };
+                if signed.verify(scheme).is_err() {
+                    refuse("signature does not fit")
+                } else {
+                    Ok(())
+                }
+            }
+            Change::Lapse(id) => {
+                let enough = |member: &Member| {
+                    member.standing == Standing::Active && u64::from(member.uncounted) >= config.membership.lapse_rounds
+                };
+                if self.member(id).is_some_and(enough) {
+                    Ok(())
+                } else {
+                    Err(RuleViolation::Refused {
+                        what: "lapse",
+                        member: *id,
+                        why: "was counted lately, or is no member",
+                    })
+                }
+            }
+        }
+    }
+
+    /// Checks everything that follows from the chain alone, and returns the state after the record with what people may want to know.
+    /// The model root is the caller's to compare: only it has a model.
+    pub fn apply(
+        &self,
+        config: &RunConfig,
+        record: &Record,
+        scheme: Scheme,
+    ) -> Result<(Self, Vec<Notice>), RuleViolation> {
+        self.check_record(config, record, scheme)?;
+        Ok(self.advance(config, record))
+    }
+
+    fn check_record(&self, config: &RunConfig, record: &Record, scheme: Scheme) -> Result<(), RuleViolation> {
+        equal("slot", &self.next_slot(), &record.slot)?;
+        equal("parent", &self.agreed.record, &record.parent)?;
+        equal("state_root", &self.state_root(), &record.state_root)?;
+        equal("ledger_root", &self.ledger.root(), &record.ledger_root)?;
+        if record.changes.len() > MAX_CHANGES || record.verdicts.len() > MAX_VERDICTS {
+            return Err(RuleViolation::Shape("too many changes or verdicts"));
+        }
+        let sorted = record
+            .contributions
+            .windows(2)
+            .all(|pair| pair[0].member < pair[1].member)
+            && record
+                .changes
+                .windows(2)
+                .all(|pair| subject(&pair[0]) < subject(&pair[1]))
+            && record
+                .verdicts
+                .windows(2)
+                .all(|pair| audit::key(&pair[0].verdict) < audit::key(&pair[1].verdict));
+        if !sorted {
+            return Err(RuleViolation::Shape(
+                "contributions, changes or verdicts are not sorted, or repeated",
+            ));
+        }
+        let assignment = self.assignment(config);
+        for contribution in &record.contributions {
+            self.check_commit(config, &assignment, contribution, scheme)?;
+        }
+        let (returned, retired) = assignment.leftovers(done_batches(config, &record.contributions));
+        equal("returned", &returned, &record.returned)?;
+        equal("retired", &retired, &record.retired)?;
+        for change in &record.changes {
+            self.check_change(config, change, scheme)?;
+        }
+        self.check_lapsed_weight(&record.changes)?;
+        for verdict in &record.verdicts {
+            self.check_verdict(verdict, scheme)?;
+        }
+        self.check_beacon(record, scheme)
+    }
+
+    /// R15: at most a fifth of the weight lapses in one record, or one member (of few members, each has more than a fifth).
+    fn check_lapsed_weight(&self, changes: &[Change]) -> Result<(), RuleViolation> {
+        let voters = self.voters();
+        let lapsing = changes.iter().filter_map(|change| match change {
+            Change::Lapse(id) => Some(voters.weight_of(id)),
+            _ => None,
+        });
+        let (count, weight) = lapsing.fold((0u32, 0u64), |(n, sum), weight| (n + 1, sum.saturating_add(weight)));
+        if count > 1 && weight.saturating_mul(5) > voters.total() {
+            return Err(RuleViolation::Shape(
+                "more than a fifth of the weight would lapse at once",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a verdict answers an open audit and comes from the auditor that was drawn.
+    pub fn check_verdict(&self, signed: &SignedVerdict, scheme: Scheme) -> Result<(), RuleViolation> {
+        let refuse = |why| {
+            Err(RuleViolation::Refused {
+                what: "verdict",
+                member: signed.auditor,
+                why,
+            })
+        };
+        let slot = signed.verdict.slot;
+        if slot.run != self.agreed.run || slot.branch != self.agreed.branch || slot.view != 0 {
+            return refuse("for another run or branch");
+        }
+        match self
+            .agreed
+            .audits
+            .iter()
+            .find(|open| open.key() == audit::key(&signed.verdict))
+        {
+            Some(open) if open.auditor == signed.auditor => {}
+            Some(_) => return refuse("another auditor was drawn"),
+            None => return refuse("no such audit is open"),
+        }
+        let whole = Signed {
+            signer: signed.auditor,
+            body: Body::Verdict(signed.verdict.clone()),
+            signature: signed.signature,
+        };
+        if whole.verify(scheme).is_err() {
+            refuse("signature does not fit")
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_beacon(&self, record: &Record, scheme: Scheme) -> Result<(), RuleViolation> {
+        let Beacon { proposer, view, .. } = record.beacon;
+        equal(
+            "beacon proposer",
+            &self.voters().proposer(record.slot.round, view),
+            &proposer,
+        )?;
+        let key = self.member(&proposer).map(|member| member.vrf_key).unwrap_or_default();
+        if beacon::verify(&record.beacon, &key, &self.agreed.seed, record.slot.round, scheme) {
+            Ok(())
+        } else {
+            Err(RuleViolation::Refused {
+                what: "beacon",
+                member: proposer,
+                why: "proof does not fit",
+            })
+        }
+    }
+
+    /// The state after a record that follows every rule.
+    fn advance(&self, config: &RunConfig, record: &Record) -> (Self, Vec<Notice>) {
+        let (mut next, mut notices) = (self.clone(), Vec::new());
+        let round = record.slot.round;
+        // R10: proposers of the parent's failed views go last.
+        let failed = self.agreed.proposers[0].iter().take(record.parent_view as usize);
+        next.agreed.failed.retain(|(_, until)| *until > round);
+        next.agreed
+            .failed
+            .extend(failed.map(|id| (*id, Round(round.0 + DEMOTED_ROUNDS))));
+        next.agreed.failed.sort();
+        next.agreed.failed.dedup();
+
+        let seed = beacon::next_seed(&self.agreed.seed, &record.beacon.output);
+        audit::settle(&mut next, config, record, &seed, &mut notices);
+        next.count_work(config, record, self.assignment(config));
+        next.change_members(record, config, &mut notices);
+
+        next.agreed.round = round;
+        next.agreed.record = record.hash();
+        next.agreed.seed = seed;
+        audit::draw(&mut next, config, record);
+        next.ledger.vest(config, round);
+        membership::normalise_speeds(&mut next.agreed.members);
+        next.settle_voters(config);
+        (next, notices)
+    }
+
+    /// Work, points, quotas, accumulators, cursor and pool (R7, R13, R29).
+    fn count_work(&mut self, config: &RunConfig, record: &Record, assignment: Assignment) {
+        let (round, batch) = (record.slot.round, config.data.batch_tokens());
+        let horizon = config.membership.weight_delay + config.membership.weight_window + 1;
+        for (id, _) in &assignment.members {
+            let counted = record
+                .contributions
+                .iter()
+                .find(|contribution| contribution.member == *id);
+            let tokens = counted.map_or(0, |contribution| contribution.commit.tokens);
+            let quota = assignment.quota(id);
+            let Some(member) = self.member_mut(id) else { continue };
+            member.speed = membership::speed_after(member.speed, quota, tokens / batch);
+            member.uncounted = if tokens > 0 {
+                0
+            } else {
+                member.uncounted.saturating_add(1)
+            };
+            member.work.retain(|(at, _)| at.0 + horizon > round.0);
+            if let Some(contribution) = counted {
+                member.work.push((round, tokens));
+                member.accumulator = contribution.commit.accumulator_after;
+                self.ledger.grant(config, *id, round, tokens);
+                self.agreed.tokens = self.agreed.tokens.saturating_add(tokens);
+            }
+        }
+        self.agreed.cursor = assignment.cursor;
+        self.agreed.pool = assignment.pool;
+        self.agreed.pool.extend(record.returned.iter().copied());
+        self.agreed.pool.sort();
+    }
+
+    fn change_members(&mut self, record: &Record, config: &RunConfig, notices: &mut Vec<Notice>) {
+        let round = record.slot.round;
+        for change in &record.changes {
+            match change {
+                Change::Join(join, id, _) => {
+                    self.ledger.open(*id).address = join.payout_address.clone();
+                    self.admit(*id, join.vrf_key, round.next(), config.verification.accumulator_zero);
+                    notices.push(Notice::Joined(*id, round));
+                }
+                Change::Leave(_, id, _) => {
+                    self.send_away(id);
+                    notices.push(Notice::Left(*id, round));
+                }
+                Change::Lapse(id) => {
+                    self.send_away(id);
+                    notices.push(Notice::Lapsed(*id, round));
+                }
+            }
+        }
+        // Who has been away for longer than weight lasts leaves no trace but its account.
+        self.agreed
+            .members
+            .retain(|member| member.standing != Standing::Away || !member.work.is_empty());
+    }
+
+    fn admit(&mut self, id: PeerId, vrf_key: [u8; 32], from: Round, zero: Hash) {
+        if let Some(member) = self.member_mut(&id) {
+            (member.standing, member.vrf_key, member.joined, member.uncounted) = (Standing::Active, vrf_key, from, 0);
+            member.speed = MEAN_SPEED;
+            return;
+        }
+        let member = Member {
+            id,
+            vrf_key,
+            standing: Standing::Active,
+            joined: from,
+            genesis_tokens: 0,
+            work: Vec::new(),
+            speed: MEAN_SPEED,
+            uncounted: 0,
+            accumulator: zero,
+        };
+        let at = self.agreed.members.partition_point(|other| other.id < id);
+        self.agreed.members.insert(at, member);
+    }
+
+    fn send_away(&mut self, id: &PeerId) {
+        if let Some(member) = self.member_mut(id) {
+            member.standing = Standing::Away;
+            member.genesis_tokens = 0;
+        }
+    }
+
+    /// Bars a proven cheat for good.
+    pub(super) fn ban(&mut self, id: &PeerId) {
+        if let Some(member) = self.member_mut(id) {
+            member.standing = Standing::Banned;
+        }
+    }
+
+    /// Weights and proposers for the round to come.
+    fn settle_voters(&mut self, config: &RunConfig) {
+        let fresh = membership::weights(config, &self.agreed.members, self.agreed.round.next());
+        if fresh.is_empty() {
+            // R5: a window without work changes nothing, except that who is gone is gone.
+            let active: Vec<PeerId> = self.active().collect();
+            self.agreed.weights.retain(|(id, _)| active.contains(id));
+            if self.agreed.weights.is_empty() {
+                self.agreed.weights = active
+                    .into_iter()
+                    .take(membership::MAX_VOTERS)
+                    .map(|id| (id, 1))
+                    .collect();
+            }
+        } else {
+            self.agreed.weights = fresh;
+        }
+        let (voters, round) = (self.voters(), self.agreed.round.next());
+        let views = REMEMBERED_VIEWS.min(u32::try_from(self.agreed.weights.len()).unwrap_or(REMEMBERED_VIEWS));
+        let order = (0..views).map(|view| voters.proposer(round, view)).collect();
+        let before = std::mem::replace(&mut self.agreed.proposers[1], order);
+        self.agreed.proposers[0] = before;
+    }
+
+    /// The state from which `survivors` go on as a new branch (R20): the others are away, relative weights stay.
+    pub fn regrouped(&self, config: &RunConfig, branch: Branch, survivors: &[PeerId]) -> Self {
+        let mut next = self.clone();
+        for member in next
+            .agreed
+            .members
+            .iter_mut()
+            .filter(|member| member.standing == Standing::Active)
+        {
+            if !survivors.contains(&member.id) {
+                member.standing = Standing::Away;
+                member.genesis_tokens = 0;
+            }
+        }
+        next.agreed.branch = branch;
+        // The old branch's audits name its rounds; evidence counts within one branch only (R22).
+        next.agreed.audits.clear();
+        next.settle_voters(config);
+        // All weights zero: one each. Newcomers among the survivors have no weight yet, and need none to keep the branch alive.
+        next
+    }
+}
+
+/// Tokens counted, in batches, by member.
+fn done_batches<'a>(config: &RunConfig, contributions: &'a [Contribution]) -> impl Fn(&PeerId) -> u64 + 'a {
+    let batch = config.data.batch_tokens();
+    move |id| {
+        let found = contributions.iter().find(|contribution| contribution.member == *id);
+        found.map_or(0, |contribution| contribution.commit.tokens / batch)
+    }
+}
+
+/// Whom a change is about: one change a record for each.
+pub fn subject(change: &Change) -> PeerId {
+    match change {
+        Change::Join(_, id, _) | Change::Leave(_, id, _) | Change::Lapse(id) => *id,
+    }
+}
+
+fn equal<T: PartialEq + std::fmt::Debug>(what: &'static str, expected: &T, found: &T) -> Result<(), RuleViolation> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(RuleViolation::Differs {
+        what,
+        expected: format!("{expected:?}"),
+        found: format!("{found:?}"),
+    })
+}

@@ -8,6 +8,7 @@ use crate::wire::Signed;
 
 /// Something that happened to this peer.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // made once, handled at once, never stored
 pub enum Event {
     /// A message whose signature was verified ([`Signed::from_frame`]), brought by transport peer `from` (not necessarily its signer).
     Message {
@@ -119,6 +120,7 @@ pub struct AuditOrder {
 /// Something for the driver to do. Effects are carried out in order; nothing after a [`Effect::Persist`] may leave this peer before
 /// its bytes are on disk.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // made once, carried out at once, never stored
 pub enum Effect {
     /// Append to the write-ahead log and fsync.
     Persist(Vec<u8>),

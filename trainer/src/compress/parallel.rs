@@ -18,12 +18,6 @@ pub(crate) fn split(items: usize, parts: usize) -> impl Iterator<Item = Range<us
         .filter(|range| !range.is_empty())
 }
 
-/// Calls `work` on each range, each in its own thread, and returns the results in order. One range needs no thread.
-pub(crate) fn map_ranges<R: Send>(items: usize, threads: usize, work: impl Fn(Range<usize>) -> R + Sync) -> Vec<R> {
-    let work = &work;
-    run(split(items, threads).map(|range| move || work(range)).collect())
-}
-
 /// Runs all jobs side by side, the last one here, and returns their results in order. A panic in one goes on here.
 pub(crate) fn run<R: Send>(mut jobs: Vec<impl FnOnce() -> R + Send>) -> Vec<R> {
     let Some(last) = jobs.pop() else { return Vec::new() };
@@ -50,6 +44,5 @@ mod tests {
             let covered: Vec<usize> = split(items, parts).flatten().collect();
             assert_eq!(covered, (0..items).collect::<Vec<_>>());
         }
-        assert_eq!(map_ranges(10, 3, |range| range.len()), [3, 3, 4]);
     }
 }

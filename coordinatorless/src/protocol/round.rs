@@ -1,0 +1,544 @@
+//! One round, from the assignment to the decision (R8, R10 to R15).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::chain::{Draft, MAX_CHANGES, MAX_VERDICTS, subject};
+use super::event::{Effect, Notice, Timer, Trained};
+use super::{State, micros, regroup, train_order};
+use crate::agreement::Output;
+use crate::types::*;
+use crate::wire::{Body, Signed};
+
+/// Views in which leaving out a widely held commit costs the vote (R12).
+const CENSORSHIP_VIEWS: View = 2;
+/// Proposals under examination at once: two values per view are possible, and few views are in play.
+const MAX_CHECKS: usize = 8;
+
+/// What belongs to the round in progress and goes with it.
+#[derive(Default)]
+pub(super) struct RoundState {
+    /// When the last decision was seen: deadlines count from here.
+    pub began: Micros,
+    pub commits: BTreeMap<PeerId, Contribution>,
+    pub commit_seen: BTreeMap<PeerId, Micros>,
+    pub held: BTreeSet<Hash>,
+    pub held_since: BTreeMap<Hash, Micros>,
+    pub wide_since: BTreeMap<Hash, Micros>,
+    pub bad: BTreeSet<Hash>,
+    pub last_blob: Micros,
+    pub have_planned: bool,
+    /// Messages of the next round that came early: one commit a member.
+    early: BTreeMap<PeerId, Signed>,
+    /// The view for which the engine awaits this peer's record.
+    wanted: Option<View>,
+    checks: Vec<Check>,
+    pub voting_since: Option<Micros>,
+    train_began: Option<Micros>,
+    train_ended: Option<Micros>,
+    timing: Timing,
+}
+
+/// How the last decided round went, for its notice.
+#[derive(Clone, Copy, Default)]
+struct Timing {
+    train: Micros,
+    exchange: Micros,
+    agree: Micros,
+}
+
+/// A proposal that waits for its blobs (R11).
+struct Check {
+    view: View,
+    came: Micros,
+    hash: Hash,
+    record: Arc<Record>,
+    /// It follows the rules of the chain; what remains is to hold it.
+    lawful: bool,
+}
+
+impl RoundState {
+    pub fn keep_early(&mut self, message: Signed) {
+        // Members only, one each: bounded by the membership.
+        self.early.insert(message.signer, message);
+    }
+
+    pub fn load(&self) -> usize {
+        self.commits.len() + self.held.len() + self.bad.len() + self.early.len() + self.checks.len()
+    }
+}
+
+impl State {
+    /// Begins the round after the chain's last record.
+    pub(super) fn start_round(&mut self, now: Micros, wal: Option<&[Vec<u8>]>) {
+        self.voters = Arc::new(self.chain.voters());
+        self.assignment = self.chain.assignment(&self.config);
+        let early = std::mem::take(&mut self.round.early);
+        let timing = self.round.timing;
+        self.round = RoundState {
+            began: now,
+            timing,
+            ..RoundState::default()
+        };
+        self.regroup = regroup::RegroupState::default();
+        let members: BTreeSet<PeerId> = self.chain.active().collect();
+        self.haves.retain(|id, _| members.contains(id));
+        self.heard.retain(|id, _| members.contains(id));
+        let (chain, config, scheme) = (self.chain.clone(), self.config.clone(), self.scheme);
+        self.requests
+            .retain(|_, change| chain.check_change(&config, change, scheme).is_ok());
+        self.verdicts
+            .retain(|_, verdict| chain.check_verdict(verdict, scheme).is_ok());
+        self.out.push(Effect::SetTimer(
+            Timer::Collect,
+            now + micros(self.config.timing.collect_secs),
+        ));
+        let (branch, round) = self.height();
+        match wal.filter(|_| !self.is_finished()) {
+            Some(wal) => {
+                let outputs = self.agreement.start(now, branch, round, self.voters.clone(), wal);
+                self.agreed(now, outputs);
+            }
+            // R19: the log is gone; a vote of this height may have been sent. Listen for one round.
+            None => self.agreement.stop(),
+        }
+        for message in early.into_values() {
+            self.commit(now, message);
+        }
+    }
+
+    /// Work begins once the model is there.
+    fn order_training(&mut self, now: Micros) {
+        let me = self.keys.id();
+        if self.leaving || self.is_finished() || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
+            return;
+        }
+        self.round.train_began = Some(now);
+        let until = self.round.began.max(now) + micros(self.config.timing.train_secs);
+        self.out
+            .push(Effect::Train(train_order(&self.chain, &self.config, &me, until)));
+    }
+
+    /// R8: the local round is done; promise it.
+    pub(super) fn trained(&mut self, now: Micros, trained: Trained) {
+        if (trained.branch, trained.round) != self.height() || self.leaving {
+            return;
+        }
+        self.round.train_ended = Some(now);
+        let shards: Vec<u8> = trained.shards.iter().flat_map(|shard| shard.0).collect();
+        let commit = Commit {
+            slot: self.chain.next_slot(),
+            base: self.chain.agreed.round,
+            parent: self.chain.agreed.record,
+            blob: Hash::of(&shards),
+            shards: trained.shards,
+            len: trained.len,
+            tokens: trained.tokens,
+            loss_micros: trained.loss_micros,
+            trace_root: trained.trace_root,
+            accumulator_before: trained.accumulator_before,
+            accumulator_after: trained.accumulator_after,
+        };
+        let message = self.keys.sign(&Body::Commit(commit.clone()));
+        let blob = commit.blob;
+        let contribution = Contribution {
+            member: self.keys.id(),
+            commit,
+            signature: message.signature,
+        };
+        if let Err(violation) = self
+            .chain
+            .check_commit(&self.config, &self.assignment, &contribution, self.scheme)
+        {
+            let warning = format!("this peer's own contribution breaks a rule and was not sent: {violation}");
+            return self.out.push(Effect::Notice(Notice::Warning(warning)));
+        }
+        self.round.commits.insert(self.keys.id(), contribution);
+        self.round.commit_seen.insert(self.keys.id(), now);
+        self.out.push(Effect::Broadcast(message));
+        self.blob_held(now, blob);
+    }
+
+    /// A proposal or vote, for the engine.
+    pub(super) fn ballot(&mut self, now: Micros, message: &Signed) {
+        let slot = message.body.slot();
+        let (branch, round) = self.height();
+        if slot.branch != branch || slot.round > round.next() {
+            return self.maybe_behind(now, message.signer, slot);
+        }
+        let outputs = self.agreement.message(now, message);
+        self.agreed(now, outputs);
+    }
+
+    /// Carries out what the engine says.
+    pub(super) fn agreed(&mut self, now: Micros, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::GetRecord { view, .. } => {
+                    self.round.wanted = Some(view);
+                    self.try_propose(now);
+                }
+                Output::Check { view, record, .. } => self.examine(now, view, record),
+                Output::Persist(entry) => self.out.push(Effect::Persist(entry)),
+                Output::Publish(message) => {
+                    self.round.voting_since.get_or_insert(now);
+                    self.out.push(Effect::Broadcast(message));
+                }
+                Output::SetTimer(timer, at) => self.out.push(Effect::SetTimer(Timer::Agreement(timer), at)),
+                Output::CancelTimer(timer) => self.out.push(Effect::CancelTimer(Timer::Agreement(timer))),
+                Output::Decided { record, certificate } => {
+                    let decided = Decided {
+                        record: (*record).clone(),
+                        certificate,
+                        regroup: self.regroup.take_proof(),
+                    };
+                    return self.decided(now, Arc::new(decided));
+                }
+                Output::Equivocation { peer, what } => self.reject(peer, what, "two messages for one slot".into()),
+            }
+        }
+    }
+
+    /// R10: proposes, when it is this peer's turn and either everything that can be expected is widely held or time is up.
+    pub(super) fn try_propose(&mut self, now: Micros) {
+        let (Some(view), Some(model_root)) = (self.round.wanted, self.model) else {
+            return;
+        };
+        let due = self.round.began + micros(self.config.timing.collect_secs);
+        if view == 0 && now < due && !self.all_expected_held(now) {
+            return;
+        }
+        self.round.wanted = None;
+        let record = self.write_record(now, view, model_root);
+        let round = self.height().1;
+        let outputs = self.agreement.propose(now, round, view, record);
+        self.agreed(now, outputs);
+    }
+
+    /// Whether every member that has work and is heard has a commit that more than 2/3 of the weight holds.
+    fn all_expected_held(&self, now: Micros) -> bool {
+        let expected = self
+            .assignment
+            .members
+            .iter()
+            .map(|(id, _)| id)
+            .filter(|id| self.is_alive(now, id));
+        let mut any = false;
+        for id in expected {
+            let Some(contribution) = self.round.commits.get(id) else {
+                return false;
+            };
+            let blob = &contribution.commit.blob;
+            if !self.round.bad.contains(blob) && !self.widely_held(blob) {
+                return false;
+            }
+            any = true;
+        }
+        any
+    }
+
+    fn widely_held(&self, blob: &Hash) -> bool {
+        self.round.held.contains(blob) && self.voters.quorum(self.weight_holding(blob))
+    }
+
+    fn write_record(&self, now: Micros, view: View, model_root: Hash) -> Record {
+        let round = self.height().1;
+        let held = |one: &&Contribution| self.widely_held(&one.commit.blob);
+        let contributions = self.round.commits.values().filter(held).cloned().collect();
+        let lapses = self.silent_members(now).into_iter().map(Change::Lapse);
+        let asked = self.requests.values().cloned();
+        let mut changes: Vec<Change> = asked.chain(lapses).collect();
+        changes.sort_by_key(subject);
+        changes.dedup_by_key(|change| subject(change));
+        changes.truncate(MAX_CHANGES);
+        let draft = Draft {
+            parent_view: self.parent_view,
+            changes,
+            contributions,
+            model_root,
+            verdicts: self.verdicts.values().take(MAX_VERDICTS).cloned().collect(),
+            beacon: self.vrf.beacon(self.keys.id(), &self.chain.agreed.seed, round, view),
+        };
+        self.chain.draft(&self.config, draft)
+    }
+
+    /// R15: members that more than 2/3 of the weight say they have not heard, one a record (the rule allows more of many).
+    fn silent_members(&self, now: Micros) -> Option<PeerId> {
+        let slot = self.chain.next_slot();
+        let candidates = self.chain.agreed.members.iter().filter(|member| {
+            let change = Change::Lapse(member.id);
+            self.chain.check_change(&self.config, &change, self.scheme).is_ok() && !self.hears(now, &member.id)
+        });
+        let missing = |id: &PeerId| -> u64 {
+            let says = |voter: &PeerId| {
+                self.haves.get(voter).is_some_and(|have| {
+                    have.slot.branch == slot.branch
+                        && have.slot.round.0 + 1 >= slot.round.0
+                        && have.heard.binary_search(id).is_err()
+                })
+            };
+            self.voters
+                .iter()
+                .filter(|(voter, _)| says(voter))
+                .map(|(_, weight)| weight)
+                .sum()
+        };
+        candidates
+            .map(|member| member.id)
+            .find(|id| self.voters.quorum(missing(id)))
+    }
+
+    /// Whether this peer heard the member within the rounds that R15 asks for.
+    fn hears(&self, now: Micros, id: &PeerId) -> bool {
+        let round = self.height().1;
+        let lately = |at: &Round| at.0 + self.config.membership.lapse_rounds > round.0;
+        self.is_alive(now, id) || self.heard.get(id).is_some_and(|(_, at)| lately(at))
+    }
+
+    /// R11, first half: does it follow the rules? Then it waits for its blobs.
+    fn examine(&mut self, now: Micros, view: View, record: Arc<Record>) {
+        let hash = record.hash();
+        if self
+            .round
+            .checks
+            .iter()
+            .any(|check| check.hash == hash && check.view == view)
+        {
+            return self.recheck(now);
+        }
+        let lawful = match self.lawful(now, view, &record) {
+            Ok(()) => true,
+            Err(reason) => {
+                let from = self.voters.proposer(record.slot.round, view);
+                self.reject(from, "proposal", reason);
+                false
+            }
+        };
+        // Commits that came only with the record are as good as any.
+        for contribution in record.contributions.iter().filter(|_| lawful) {
+            let (signer, signature) = (contribution.member, contribution.signature);
+            self.commit(
+                now,
+                Signed {
+                    signer,
+                    body: Body::Commit(contribution.commit.clone()),
+                    signature,
+                },
+            );
+        }
+        if self.round.checks.len() < MAX_CHECKS {
+            self.round.checks.push(Check {
+                view,
+                came: now,
+                hash,
+                record,
+                lawful,
+            });
+        }
+        self.recheck(now);
+    }
+
+    fn lawful(&self, now: Micros, view: View, record: &Record) -> Result<(), String> {
+        if record.beacon.view > view {
+            return Err("its beacon is from a later view".into());
+        }
+        for change in &record.changes {
+            if let Change::Lapse(id) = change
+                && self.hears(now, id)
+            {
+                return Err(format!("it lapses {}, who is heard", id.short()));
+            }
+        }
+        if record.parent_view != self.parent_view && self.chain.agreed.round > Round(0) {
+            return Err(format!(
+                "parent_view: expected {}, found {}",
+                self.parent_view, record.parent_view
+            ));
+        }
+        self.chain
+            .apply(&self.config, record, self.scheme)
+            .map(drop)
+            .map_err(|violation| violation.to_string())
+    }
+
+    /// R11, second half: votes for what is lawful, held in full, of the same model, and no censorship (R12).
+    pub(super) fn recheck(&mut self, now: Micros) {
+        let Some(model) = self.model else { return };
+        let ready: Vec<Hash> = self
+            .round
+            .checks
+            .iter()
+            .filter(|check| check.lawful && check.record.model_root == model && !self.censors(check))
+            .filter(|check| {
+                check
+                    .record
+                    .contributions
+                    .iter()
+                    .all(|one| self.round.held.contains(&one.commit.blob))
+            })
+            .map(|check| check.hash)
+            .collect();
+        self.round.checks.retain(|check| !ready.contains(&check.hash));
+        for hash in ready {
+            let outputs = self.agreement.valid(now, hash);
+            self.agreed(now, outputs);
+        }
+    }
+
+    fn censors(&self, check: &Check) -> bool {
+        if check.view >= CENSORSHIP_VIEWS {
+            return false;
+        }
+        let patience = micros(self.config.timing.censor_secs);
+        let named = |member: &PeerId| check.record.contributions.iter().any(|one| one.member == *member);
+        self.round.commits.values().any(|one| {
+            let since = self.round.wide_since.get(&one.commit.blob);
+            since.is_some_and(|since| since + patience <= check.came) && !named(&one.member)
+        })
+    }
+
+    /// R13: a record is decided, by this peer's engine or by a certificate that was checked.
+    pub(super) fn decided(&mut self, now: Micros, decided: Arc<Decided>) {
+        let record = &decided.record;
+        let (next, notices) = match self.chain.apply(&self.config, record, self.scheme) {
+            Ok(applied) => applied,
+            Err(violation) => {
+                // More than 2/3 of the weight decided what this peer's rules forbid: another build, or a broken disk. Never guess.
+                let warning = format!(
+                    "round {} was decided against this peer's rules: {violation}",
+                    record.slot.round
+                );
+                self.agreement.stop();
+                return self.out.push(Effect::Notice(Notice::Warning(warning)));
+            }
+        };
+        let next = Arc::new(next);
+        let round = record.slot.round;
+        self.note_timing(now, record);
+        self.out.push(Effect::StopTraining(round));
+        self.out.push(Effect::ClearWal);
+        self.out.push(Effect::Store {
+            decided: decided.clone(),
+            state: next.clone(),
+        });
+        // R14: the certified model is another than mine.
+        if self.model.is_some_and(|mine| mine != record.model_root) {
+            let providers = decided
+                .certificate
+                .votes
+                .iter()
+                .map(|(id, _)| *id)
+                .filter(|id| *id != self.keys.id());
+            let (round, model_root, providers) = (round.previous(), record.model_root, providers.collect());
+            let warning = format!("this peer's model after round {round} is not the agreed one; it is fetched anew");
+            self.out.push(Effect::Notice(Notice::Warning(warning)));
+            self.out.push(Effect::Resync {
+                round,
+                model_root,
+                providers,
+            });
+        }
+        self.out.push(Effect::Notice(Notice::Decided {
+            branch: record.slot.branch,
+            round,
+            record: next.agreed.record,
+            view: decided.certificate.slot.view,
+            contributors: contributors(record),
+            loss_micros: mean_loss(record),
+        }));
+        self.out.extend(notices.into_iter().map(Effect::Notice));
+        self.out.push(Effect::Apply(decided.clone()));
+        self.history.insert(round, (self.chain.clone(), decided.clone()));
+        let keep = self
+            .config
+            .membership
+            .finality_rounds
+            .max(self.config.verification.verdict_rounds * 2)
+            + 2;
+        while self.history.len() as u64 > keep {
+            self.history.pop_first();
+        }
+        let members_changed = !record.changes.is_empty() || next.active().ne(self.chain.active());
+        self.chain = next;
+        self.model = None;
+        self.parent_view = decided.certificate.slot.view;
+        if members_changed {
+            self.out.push(Effect::Members(self.chain.active().collect()));
+        }
+        self.start_round(now, Some(&[]));
+        self.order_audits();
+    }
+
+    fn note_timing(&mut self, now: Micros, record: &Record) {
+        let seen = |one: &Contribution| self.round.commit_seen.get(&one.member).copied();
+        let last_commit = record.contributions.iter().filter_map(seen).max();
+        let ended = self.round.train_ended;
+        self.round.timing = Timing {
+            train: ended.zip(self.round.train_began).map_or(0, |(end, began)| end - began),
+            exchange: ended.map_or(0, |end| self.round.last_blob.saturating_sub(end)),
+            agree: last_commit.map_or(0, |at| now - at),
+        };
+    }
+
+    /// The model after a round is there.
+    pub(super) fn applied(&mut self, now: Micros, branch: Branch, round: Round, model_root: Hash) {
+        if let Some((_, decided)) = self
+            .history
+            .get(&round)
+            .filter(|(_, decided)| decided.record.slot.branch == branch)
+        {
+            let (record, timing) = (&decided.record, self.round.timing);
+            self.out.push(Effect::Notice(Notice::Advanced {
+                branch,
+                round,
+                record: record.hash(),
+                model_root,
+                contributors: contributors(record),
+                loss_micros: mean_loss(record),
+                train: timing.train,
+                exchange: timing.exchange,
+                agree: timing.agree,
+            }));
+        }
+        let tip = self.chain.agreed.round;
+        if round != tip {
+            // Catching up: the next record says what this root must be.
+            if let Some((_, next)) = self.history.get(&round.next())
+                && next.record.model_root != model_root
+                && round < tip
+            {
+                let providers = self.haves.keys().copied().collect();
+                self.out.push(Effect::Resync {
+                    round,
+                    model_root: next.record.model_root,
+                    providers,
+                });
+            }
+            return;
+        }
+        self.model = Some(model_root);
+        self.order_training(now);
+        self.recheck(now);
+        self.try_propose(now);
+    }
+}
+
+fn contributors(record: &Record) -> Vec<(PeerId, u64)> {
+    record
+        .contributions
+        .iter()
+        .map(|one| (one.member, one.commit.tokens))
+        .collect()
+}
+
+/// Token-weighted mean of the stated losses, in millionths.
+fn mean_loss(record: &Record) -> u64 {
+    let weighted = |one: &Contribution| u128::from(one.commit.loss_micros) * u128::from(one.commit.tokens);
+    let sum: u128 = record.contributions.iter().map(weighted).sum();
+    let tokens: u128 = record
+        .contributions
+        .iter()
+        .map(|one| u128::from(one.commit.tokens))
+        .sum();
+    u64::try_from(sum / tokens.max(1)).unwrap_or(u64::MAX)
+}
