@@ -1,1 +1,61 @@
-fn main() {}
+//! The binary `murmur`: command line, wiring, progress, pages.
+//!
+//! Read in this order: [`cli`] (what can be asked), [`run_file`] (RUN.toml -> what all peers agree on), [`peer_dir`] (what lies
+//! where), [`run`] (a peer, from start to end), [`worker`] and [`side`] (its computing threads), [`reporter`], [`events`], [`status`] and
+//! [`progress`] (what people and scripts see), [`demo`], then [`commands`].
+
+mod accumulators;
+mod cheat;
+mod cli;
+mod commands;
+mod demo;
+mod device;
+mod events;
+mod failure;
+mod figures;
+mod kit;
+mod model_file;
+mod network;
+mod peer_dir;
+mod plot;
+mod progress;
+mod reporter;
+mod run;
+mod run_file;
+mod side;
+mod status;
+mod units;
+mod worker;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!(
+                "murmur: --log {}: {error}; write for example --log debug or --log iroh=info,error",
+                cli.log
+            );
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match commands::run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("murmur: {error:#}");
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}

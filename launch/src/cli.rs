@@ -1,0 +1,457 @@
+//! The command line. Help texts are these doc comments; every command ends its help with an example.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands::wait::Condition;
+use crate::peer_dir::PeerFile;
+use crate::units::Bytes;
+
+/// Trains one model together on machines that owe each other nothing: no master, no coordinator.
+#[derive(Debug, Parser)]
+#[command(
+    name = "murmur",
+    version,
+    max_term_width = 110,
+    after_help = "Exit code: 0 done, 1 failed, 2 wrong usage or input.\nExample:\n  murmur demo"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What to log on stderr: error, warn, info, debug, trace, or as in `murmur=debug,iroh=info`.
+    #[arg(
+        long,
+        global = true,
+        env = "MURMUR_LOG",
+        value_name = "FILTER",
+        default_value = "murmur=info,coordinatorless=warn,gradient_verify=info,iroh_blobs=off,error"
+    )]
+    pub log: String,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A member from its directory, as the demo starts them.
+    #[command(hide = true)]
+    Peer(PeerArgs),
+    /// Shows it all on this machine: several peers train together on real text; one is killed and comes back, one joins.
+    #[command(after_help = "Example:\n  murmur demo\n  murmur demo --kill founder --rounds 20 --json")]
+    Demo(DemoArgs),
+    /// Creates a run, becomes its first member, prints the ticket and trains until Ctrl-C.
+    #[command(after_help = "Example:\n  murmur new launch/runs/small.toml --set training.optimizer.lr=0.001")]
+    New(NewArgs),
+    /// Takes part in a run: fetch, verify, train until Ctrl-C. Again with the same --dir: the same member.
+    #[command(after_help = "Example:\n  murmur join murmur1abc… --dir ~/murmur --max-upload 5M --max-disk 20G")]
+    Join(JoinArgs),
+    /// Trains alone, without a network: same code, same records, same files.
+    #[command(after_help = "Example:\n  murmur train launch/runs/small.toml --rounds 10")]
+    Train(TrainArgs),
+    /// Tells round, loss, members, speed and what this peer has earned; of a live peer or of what its directory holds.
+    #[command(after_help = "Example:\n  murmur status --dir ~/murmur --json")]
+    Status(ReportArgs),
+    /// Prints a fresh ticket of a live peer, for others to join with.
+    #[command(after_help = "Example:\n  murmur join $(murmur ticket --dir ~/murmur)")]
+    Ticket(DirArg),
+    /// Waits until a peer has come so far.
+    #[command(
+        after_help = "Example:\n  murmur wait --dir ~/murmur --until 'round>=10' --until 'members>=3' --timeout 600"
+    )]
+    Wait(WaitArgs),
+    /// Continues a text with the model that a peer's directory holds.
+    #[command(after_help = "Example:\n  murmur generate --dir ~/murmur \"To be, or not to be\" --max-tokens 200")]
+    Generate(GenerateArgs),
+    /// Writes the model as a Hugging Face folder: config.json, model.safetensors, generation_config.json.
+    #[command(after_help = "Example:\n  murmur export --dir ~/murmur ./model")]
+    Export(ExportArgs),
+    /// Prepares, shows and checks training data.
+    #[command(subcommand, after_help = "Example:\n  murmur data prepare ./texts --out ./data")]
+    Data(DataCommand),
+    /// Shows balances; replays the record chain from genesis and compares every root.
+    #[command(subcommand, after_help = "Example:\n  murmur ledger verify --dir ~/murmur")]
+    Ledger(LedgerCommand),
+    /// Plays the protocol through under seeded faults, in virtual time, with the same code that runs over the network.
+    #[command(after_help = "Example:\n  murmur sim --peers 16 --rounds 50 --seed 7 --json")]
+    Sim(SimArgs),
+    /// Measures this machine.
+    #[command(subcommand, after_help = "Example:\n  murmur bench trainer --threads 2 --json")]
+    Bench(BenchCommand),
+}
+
+/// Which peer's directory.
+#[derive(Debug, Args)]
+pub struct DirArg {
+    /// The peer's directory; if there is only one under the XDG data home, that one.
+    #[arg(long, env = "MURMUR_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// A report on a peer.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    pub dir: DirArg,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is local to a peer. A value comes from the flag, else the environment, else peer.toml in its directory.
+#[derive(Debug, Default, Clone, Args)]
+pub struct PeerOptions {
+    /// Where to compute: cpu, cuda, cuda:N, or auto for a GPU if there is one [default: auto].
+    #[arg(long, env = "MURMUR_DEVICE", value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Threads to compute with [default: all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where to listen [default: any free port on every interface].
+    #[arg(long, env = "MURMUR_BIND", value_name = "ADDR:PORT")]
+    pub bind: Option<SocketAddr>,
+    /// Relay for peers behind NAT: default, none or a URL [default: default].
+    #[arg(long, env = "MURMUR_RELAY", value_name = "default|none|URL")]
+    pub relay: Option<String>,
+    /// Bytes a second to send at most, such as 5M.
+    #[arg(long, env = "MURMUR_MAX_UPLOAD", value_name = "BYTES")]
+    pub max_upload: Option<Bytes>,
+    /// Bytes a second to receive at most, such as 20M.
+    #[arg(long, env = "MURMUR_MAX_DOWNLOAD", value_name = "BYTES")]
+    pub max_download: Option<Bytes>,
+    /// Bytes on disk to use at most, such as 20G; what the run needs is kept regardless.
+    #[arg(long, env = "MURMUR_MAX_DISK", value_name = "BYTES")]
+    pub max_disk: Option<Bytes>,
+    /// Where your points are to be paid.
+    #[arg(long, env = "MURMUR_PAYOUT_ADDRESS", value_name = "ADDRESS")]
+    pub payout_address: Option<String>,
+    /// Take part up to this round; then only serve the others until Ctrl-C (`train`: end).
+    #[arg(long, value_name = "N")]
+    pub rounds: Option<u64>,
+}
+
+impl PeerOptions {
+    /// These options, where given, over what peer.toml says.
+    pub fn over(&self, mut file: PeerFile) -> PeerFile {
+        fn lay<T: Clone>(over: &Option<T>, under: &mut Option<T>) {
+            if over.is_some() {
+                under.clone_from(over);
+            }
+        }
+        lay(&self.device, &mut file.device);
+        lay(&self.threads, &mut file.threads);
+        lay(&self.bind, &mut file.bind);
+        lay(&self.relay, &mut file.relay);
+        lay(&self.max_upload, &mut file.max_upload);
+        lay(&self.max_download, &mut file.max_download);
+        lay(&self.max_disk, &mut file.max_disk);
+        lay(&self.payout_address, &mut file.payout_address);
+        file
+    }
+}
+
+/// `murmur demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Peers that begin the run; one more joins at half.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=16), value_name = "N")]
+    pub peers: u64,
+    /// Rounds to train.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000), value_name = "N")]
+    pub rounds: u64,
+    /// Text files and folders to train on [default: Shakespeare's plays, fetched once].
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub text: Vec<PathBuf>,
+    /// Decides initial parameters and who is killed.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Where everything is written; must be new or empty [default: a new folder under the XDG data home].
+    #[arg(long, env = "MURMUR_DEMO_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Whom to kill a third of the way.
+    #[arg(long, default_value = "random", value_enum)]
+    pub kill: Kill,
+    /// Let one peer cheat: skip trains on half of its batches and claims all.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub cheat: Option<Cheat>,
+    /// Change a value of the run, as in `murmur new`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// The report as one JSON object on stdout; progress goes to stderr.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whom the demo kills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kill {
+    /// Any of the first peers.
+    Random,
+    /// The one that is first in the list.
+    Founder,
+    /// Nobody.
+    None,
+}
+
+/// How a peer cheats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cheat {
+    /// Trains on every second batch and claims all.
+    Skip,
+}
+
+impl Cheat {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+        }
+    }
+}
+
+/// `murmur ledger …`.
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Shows who has which points.
+    #[command(after_help = "Example:\n  murmur ledger show --dir ~/murmur")]
+    Show(ReportArgs),
+    /// Replays every record from genesis: signatures, certificates, rules, roots.
+    #[command(after_help = "Example:\n  murmur ledger verify --dir ~/murmur --json")]
+    Verify(ReportArgs),
+}
+
+/// `murmur data …`.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Turns text files and folders into content-addressed token shards.
+    #[command(after_help = "Example:\n  murmur data prepare ./texts --out ./data --tokenizer gpt2 --seq-len 512")]
+    Prepare {
+        /// Text files and folders.
+        #[arg(required = true, value_name = "PATH")]
+        sources: Vec<PathBuf>,
+        /// Where to write; must be new or empty.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// bytes or gpt2.
+        #[arg(long, default_value = "bytes")]
+        tokenizer: String,
+        /// Tokens predicted per sequence.
+        #[arg(long, default_value_t = 128, value_name = "N")]
+        seq_len: usize,
+        /// Thousandths of the text kept for evaluation.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        held_out_permille: u32,
+        /// One JSON object on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what a data folder or a peer's directory holds.
+    #[command(after_help = "Example:\n  murmur data inspect ./data")]
+    Inspect {
+        /// The folder.
+        dir: PathBuf,
+        /// One JSON object on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Reads every shard again and compares its hash.
+    #[command(after_help = "Example:\n  murmur data verify ./data")]
+    Verify {
+        /// The folder.
+        dir: PathBuf,
+        /// One JSON object on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `murmur bench …`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Tokens per second of training, beside this machine's arithmetic peak.
+    #[command(after_help = "Example:\n  murmur bench trainer --dim 256 --layers 6 --threads 2 --json")]
+    Trainer(BenchTrainerArgs),
+    /// Bytes and speed of contributions.
+    #[command(after_help = "Example:\n  murmur bench codec --params 16000000 --k 64 --json")]
+    Codec(BenchCodecArgs),
+}
+
+/// `murmur bench trainer`; without a shape, the demo's.
+#[derive(Debug, Args)]
+pub struct BenchTrainerArgs {
+    /// Width.
+    #[arg(long)]
+    pub dim: Option<usize>,
+    /// Decoder blocks.
+    #[arg(long)]
+    pub layers: Option<usize>,
+    /// Attention heads.
+    #[arg(long)]
+    pub heads: Option<usize>,
+    /// Inner width of the feed-forward.
+    #[arg(long)]
+    pub ffn: Option<usize>,
+    /// Tokens in the vocabulary.
+    #[arg(long)]
+    pub vocab: Option<usize>,
+    /// Tokens predicted per sequence.
+    #[arg(long)]
+    pub seq: Option<usize>,
+    /// Sequences per step.
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Steps counted, after the warm-up.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub steps: u64,
+    /// Threads to compute with [default: all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur bench codec`.
+#[derive(Debug, Args)]
+pub struct BenchCodecArgs {
+    /// Parameters of the synthetic pseudo-gradient.
+    #[arg(long, default_value_t = 4_194_304, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    pub params: u64,
+    /// Values kept per chunk of 4096.
+    #[arg(long, default_value_t = 64)]
+    pub k: usize,
+    /// Threads to compute with [default: one, then all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The text to continue.
+    pub prompt: String,
+    #[command(flatten)]
+    pub dir: DirArg,
+    /// Tokens to add.
+    #[arg(long, default_value_t = 300, value_name = "N")]
+    pub max_tokens: usize,
+    /// Divides the scores; 0 always takes the likeliest.
+    #[arg(long, default_value_t = 0.8, value_name = "X")]
+    pub temperature: f64,
+    /// Only the likeliest so many tokens; 0 for all.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f64,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub dir: DirArg,
+    /// The folder to write; must be new or empty.
+    pub out: PathBuf,
+}
+
+/// `murmur wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    pub dir: DirArg,
+    /// What must hold: round, members, loss, val_loss or tokens, compared with >=, <=, >, < or ==. Give it again for more.
+    #[arg(long, required = true, value_name = "CONDITION")]
+    pub until: Vec<Condition>,
+    /// Seconds after which to give up (exit code 1).
+    #[arg(long, default_value_t = 3600.0, value_name = "SECS")]
+    pub timeout: f64,
+}
+
+/// `murmur new`.
+#[derive(Debug, Args)]
+pub struct NewArgs {
+    /// The run file.
+    pub run: PathBuf,
+    /// Change a value of the run file, such as timing.train_secs=10.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Where this peer lives; must be new or empty [default: under the XDG data home, by run id].
+    #[arg(long, env = "MURMUR_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub peer: PeerOptions,
+}
+
+/// `murmur join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The ticket, from `murmur ticket`; may be left out for a directory that has joined before.
+    pub ticket: Option<String>,
+    /// Where this peer lives [default: under the XDG data home, by run id].
+    #[arg(long, env = "MURMUR_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub peer: PeerOptions,
+}
+
+/// `murmur train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The run file.
+    pub run: PathBuf,
+    /// Change a value of the run file, such as timing.train_secs=10.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Where this peer lives; must be new or empty [default: under the XDG data home, by run id].
+    #[arg(long, env = "MURMUR_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub peer: PeerOptions,
+}
+
+/// `murmur peer`: one peer of the demo.
+#[derive(Debug, Args)]
+pub struct PeerArgs {
+    /// Where it lives: a key, a run.toml and the data are there already.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Cheat, to be caught.
+    #[arg(long, value_enum)]
+    pub cheat: Option<Cheat>,
+    #[command(flatten)]
+    pub peer: PeerOptions,
+}
+
+/// `murmur sim`.
+#[derive(Debug, Args)]
+pub struct SimArgs {
+    /// The scenario [default: four peers, no faults].
+    pub scenario: Option<PathBuf>,
+    /// Seed of everything random [default: the scenario's].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Peers [default: the scenario's].
+    #[arg(long, value_name = "N")]
+    pub peers: Option<usize>,
+    /// Rounds [default: the scenario's].
+    #[arg(long, value_name = "N")]
+    pub rounds: Option<u64>,
+    /// The report as one JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}

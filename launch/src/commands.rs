@@ -1,0 +1,65 @@
+//! The commands, one file each; this one only leads to them.
+
+mod bench;
+pub mod data;
+mod export;
+pub mod generate;
+pub mod ledger;
+mod member;
+mod sim;
+mod status;
+pub mod wait;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::cli::Command;
+use crate::failure::usage;
+
+/// Does what was asked.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Peer(args) => member::peer(&args),
+        Command::Demo(args) => crate::demo::run(&args),
+        Command::New(args) => member::new(&args),
+        Command::Join(args) => member::join(&args),
+        Command::Train(args) => member::train(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Ticket(args) => status::ticket(&args),
+        Command::Wait(args) => wait::wait(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Data(command) => data::run(command),
+        Command::Ledger(command) => ledger::run(&command),
+        Command::Sim(args) => sim::run(&args),
+        Command::Bench(command) => bench::run(command),
+    }
+}
+
+/// Refuses a folder that holds something already.
+///
+/// # Errors
+/// It is not empty, or not a folder (exit code 2).
+pub fn must_be_new(path: &Path, option: &str) -> Result<()> {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => match entries.next() {
+            Some(_) => Err(usage(format!(
+                "{option} {}: the folder is not empty; name a new one, or remove it",
+                path.display()
+            ))),
+            None => Ok(()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(usage(format!("{option} {}: {error}; name a folder", path.display()))),
+    }
+}
+
+/// One JSON object, on a line of its own, on stdout.
+///
+/// # Errors
+/// It cannot be written.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! What a run is made of, for those who compute in it: shape, training, codec, data, and the steps that every replica takes alike.
+
+use anyhow::{Context, Result};
+use coordinatorless::config::RunConfig;
+use coordinatorless::node::{Check, ModelSource, Step};
+use coordinatorless::types::{BatchIndex, DataRange, Hash};
+use datasets::{Dataset, Order};
+use std::sync::Arc;
+use trainer::aggregate::{Weighted, aggregate_with};
+use trainer::apply::{OuterRate, apply_with};
+use trainer::checkpoint;
+use trainer::compress::SparseCodec;
+use trainer::config::{ModelConfig, TrainingConfig};
+use trainer::model::{Layout, init_flat};
+
+use crate::failure::usage;
+use crate::peer_dir::PeerDir;
+use crate::run_file::{codec, trainer_of};
+
+/// A run's parts. Everything in it follows from the agreed configuration and the data that it names.
+pub struct Kit {
+    /// The configuration itself.
+    pub config: RunConfig,
+    /// The model's shape.
+    pub model: ModelConfig,
+    /// How it is trained.
+    pub training: TrainingConfig,
+    /// Where each tensor lies.
+    pub layout: Layout,
+    /// How contributions are encoded.
+    pub codec: SparseCodec,
+    /// The text as tokens.
+    pub data: Dataset,
+    rate: OuterRate,
+    order: Order,
+    threads: usize,
+}
+
+impl Kit {
+    /// Opens the data in a peer's directory (every shard is checked) and derives the rest.
+    ///
+    /// # Errors
+    /// Data that is not the run's, or a configuration that contradicts it.
+    pub fn open(config: RunConfig, dir: &PeerDir, threads: usize) -> Result<Self> {
+        let (model, training) = trainer_of(&config)?;
+        let data = Dataset::open(&dir.data(), &config.data.manifest.0)
+            .context("the run's data in this directory cannot be used")?;
+        let (found, expected) = (data.train_sequences(), config.data.sequences);
+        if found != expected {
+            return Err(usage(format!(
+                "the run contradicts itself: its data has {found} training sequences, it says {expected}"
+            )));
+        }
+        let order = Order::new(blake3::derive_key("murmur/v1/data-order", &config.id().0), found);
+        Ok(Self {
+            layout: Layout::new(&model),
+            codec: codec(&model, &training)?,
+            rate: OuterRate::new(training.outer_rate).map_err(usage)?,
+            config,
+            model,
+            training,
+            data,
+            order,
+            threads,
+        })
+    }
+
+    /// The sequences of one batch of the run's stream.
+    pub fn batch(&self, index: BatchIndex) -> Vec<Vec<u32>> {
+        let n = self.training.batch_sequences;
+        self.data.batch(&self.order, index.wrapping_mul(n as u64), n)
+    }
+
+    /// The model before round 1.
+    pub fn genesis(&self) -> Vec<f32> {
+        init_flat(&self.model, self.training.init_seed)
+    }
+
+    /// Applies one decided record's contributions; the same bits on every replica.
+    ///
+    /// # Errors
+    /// A contribution that does not decode: then more than a third of the weight lied, or this build differs from theirs.
+    pub fn apply(&self, theta: &mut [f32], step: &Step) -> Result<()> {
+        let record = &step.decided.record;
+        let told = || format!("round {} cannot be applied", record.slot.round);
+        let pairs = record.contributions.iter().zip(&step.shards);
+        let contributions: Vec<_> = pairs
+            .map(|(one, shards)| Weighted {
+                tokens: one.commit.tokens,
+                shards: shards.as_slice(),
+            })
+            .collect();
+        let update = aggregate_with(&self.codec, &contributions, self.threads).with_context(told)?;
+        apply_with(theta, &update, self.rate, self.threads).with_context(told)
+    }
+
+    /// The model that a snapshot and the records since give.
+    ///
+    /// # Errors
+    /// Bytes that are no snapshot of this model, or a contribution that does not decode.
+    pub fn rebuild(&self, source: &ModelSource) -> Result<Vec<f32>> {
+        let mut theta = match &source.snapshot {
+            Some(bytes) => checkpoint::from_safetensors(&self.layout, bytes).context("the snapshot cannot be read")?,
+            None => self.genesis(),
+        };
+        for step in &source.steps {
+            self.apply(&mut theta, step)?;
+        }
+        Ok(theta)
+    }
+
+    /// The root of a model.
+    pub fn root(&self, theta: &[f32]) -> Hash {
+        Hash(checkpoint::model_root(&self.layout, theta))
+    }
+
+    /// The strict decoder of contributions, for the protocol.
+    pub fn check(&self) -> Check {
+        let codec = self.codec.clone();
+        Arc::new(move |_, shards| codec.check(shards).map_err(|error| error.to_string()))
+    }
+}
+
+/// The batches of these ranges, in the order in which they are to be trained.
+pub fn batch_indices(ranges: &[DataRange]) -> impl Iterator<Item = BatchIndex> + '_ {
+    ranges
+        .iter()
+        .flat_map(|range| (0..range.len).map(|i| range.start.saturating_add(i)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_trained_in_the_order_given() {
+        let ranges = [
+            DataRange {
+                start: 7,
+                len: 2,
+                returns: 1,
+            },
+            DataRange {
+                start: 3,
+                len: 1,
+                returns: 0,
+            },
+        ];
+        assert_eq!(batch_indices(&ranges).collect::<Vec<_>>(), [7, 8, 3]);
+    }
+}

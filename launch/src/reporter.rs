@@ -1,0 +1,378 @@
+//! What people and scripts see of a running peer: `events.jsonl`, `status.json`, a line a round.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use coordinatorless::config::RunConfig;
+use coordinatorless::ledger::Ledger;
+use coordinatorless::net::Net;
+use coordinatorless::node::NodeStatus;
+use coordinatorless::protocol::event::Notice;
+use coordinatorless::protocol::membership::Standing;
+use coordinatorless::ticket::{PeerAddr, Ticket};
+use coordinatorless::types::{Finding, PeerId, RunId, SignedVerdict};
+use tokio::sync::{mpsc, watch};
+
+use crate::events::{Event, EventLog, now};
+use crate::peer_dir::{KnownPeer, PeerDir};
+use crate::progress::{Progress, RoundLine};
+use crate::status::{MemberStatus, OwnStatus, Status};
+
+/// Rounds over which paces are told.
+const PACE_ROUNDS: usize = 16;
+/// Peers named in a ticket.
+const TICKET_PEERS: usize = 8;
+/// Different refusals counted apart.
+const REFUSALS: usize = 1024;
+
+/// Writes down what happens to one peer.
+pub struct Reporter {
+    dir: PeerDir,
+    me: PeerId,
+    run: RunId,
+    config: RunConfig,
+    net: Net,
+    log: EventLog,
+    progress: Progress,
+    traffic: (u64, u64),
+    told_traffic: (u64, u64),
+    loss: Option<f64>,
+    val_loss: Option<f64>,
+    moved: Instant,
+    /// (Unix seconds, tokens of the run, own points) after the last rounds.
+    pace: VecDeque<(f64, u64, u128)>,
+    refused: BTreeMap<(PeerId, &'static str, String), u64>,
+    met: Vec<KnownPeer>,
+}
+
+impl Reporter {
+    /// For this peer.
+    pub fn new(dir: PeerDir, me: PeerId, config: RunConfig, net: Net, log: EventLog, progress: Progress) -> Self {
+        Self {
+            run: config.id(),
+            met: dir.met(),
+            dir,
+            me,
+            config,
+            net,
+            log,
+            progress,
+            traffic: (0, 0),
+            told_traffic: (0, 0),
+            loss: None,
+            val_loss: None,
+            moved: Instant::now(),
+            pace: VecDeque::new(),
+            refused: BTreeMap::new(),
+        }
+    }
+
+    /// Reports until the node is gone; gives the log back for the last line.
+    pub async fn run(
+        mut self,
+        mut notices: mpsc::Receiver<Notice>,
+        mut evals: mpsc::Receiver<(u64, f64)>,
+        mut status: watch::Receiver<Option<NodeStatus>>,
+    ) -> EventLog {
+        let mut written = Instant::now() - Duration::from_secs(1);
+        loop {
+            tokio::select! {
+                notice = notices.recv() => match notice {
+                    Some(notice) => {
+                        self.traffic = status.borrow().as_ref().map_or(self.traffic, |status| status.traffic);
+                        self.notice(notice);
+                    }
+                    None => break,
+                },
+                Some((round, val_loss)) = evals.recv() => {
+                    self.val_loss = Some(val_loss);
+                    self.write(Event::Eval { round, val_loss });
+                }
+                Ok(()) = status.changed() => {
+                    let told = status.borrow_and_update().clone();
+                    if let Some(told) = told && written.elapsed() >= Duration::from_millis(400) {
+                        written = Instant::now();
+                        self.status(&told).await;
+                    }
+                }
+            }
+        }
+        let last = status.borrow().clone();
+        if let Some(last) = last {
+            self.status(&last).await;
+        }
+        self.log
+    }
+
+    fn write(&mut self, event: Event) {
+        if let Err(error) = self.log.write(event) {
+            tracing::error!("{error:#}");
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Decided { .. } => {}
+            Notice::Advanced { .. } => self.advanced(notice),
+            Notice::Joined(peer, round) => {
+                self.write(Event::MemberJoined { peer, round: round.0, reason: "asked to take part".into() });
+            }
+            Notice::Lapsed(peer, round) => {
+                self.progress.note(&format!("{} has been silent and lapsed", peer.short()));
+                self.write(Event::MemberLapsed { peer, round: round.0, reason: "silent for too long".into() });
+            }
+            Notice::Left(peer, round) => self.write(Event::MemberLeft { peer, round: round.0, reason: "said goodbye".into() }),
+            Notice::Regrouped { branch, round, survivors } => {
+                self.progress.note(&format!("too few were left to decide; {} survivors go on as branch {branch}", survivors.len()));
+                self.write(Event::Regrouped { branch, round: round.0, survivors });
+            }
+            Notice::Switched { from, to, fork } => self.warn(format!("left branch {from} for branch {to} after round {fork}, which has more weight")),
+            Notice::PermanentSplit { branch, fork } => self.warn(format!(
+                "met branch {branch}, split off after round {fork}; this peer has been on its own branch for too long to change"
+            )),
+            Notice::CaughtUp { from, to } => {
+                self.write(Event::Resynced { from_round: from.0, to_round: to.0, bytes: 0, secs: 0.0, reason: "was behind".into() });
+            }
+            Notice::Rejected { from, kind, reason } => self.refused(from, kind, reason),
+            Notice::Audit(signed) => self.audit(&signed),
+            Notice::Slashed { member, points, round } => {
+                let points = u64::try_from(points).unwrap_or(u64::MAX);
+                self.progress.note(&format!("{} was caught cheating in round {round}: {points} points taken", member.short()));
+                let evidence = format!("two audits of round {round} differ from what it claimed");
+                self.write(Event::Slashed { member, points, evidence, round: round.0 });
+            }
+            Notice::Warning(text) => self.warn(text),
+        }
+    }
+
+    fn warn(&mut self, text: String) {
+        self.progress.note(&text);
+        self.write(Event::Warning { text });
+    }
+
+    fn advanced(&mut self, notice: Notice) {
+        let Notice::Advanced {
+            branch,
+            round,
+            record,
+            model_root,
+            contributors,
+            loss_micros,
+            train,
+            exchange,
+            agree,
+        } = notice
+        else {
+            return;
+        };
+        let secs = |micros: u64| micros as f64 / 1e6;
+        let sent = (
+            self.traffic.0.saturating_sub(self.told_traffic.0),
+            self.traffic.1.saturating_sub(self.told_traffic.1),
+        );
+        self.told_traffic = self.traffic;
+        let tokens_by: BTreeMap<PeerId, u64> = contributors.into_iter().collect();
+        let (tokens, loss) = (tokens_by.values().sum(), secs(loss_micros));
+        if tokens > 0 {
+            self.loss = Some(loss);
+        }
+        self.progress.round(&RoundLine {
+            round: round.0,
+            of: None,
+            loss,
+            tokens,
+            contributors: tokens_by.len(),
+            secs: self.moved.elapsed().as_secs_f64(),
+            sent: sent.0,
+        });
+        self.moved = Instant::now();
+        self.write(Event::RoundDecided {
+            round: round.0,
+            branch,
+            record,
+            model_root,
+            contributors: tokens_by.keys().copied().collect(),
+            tokens_by,
+            tokens,
+            loss,
+            train_secs: secs(train),
+            exchange_secs: secs(exchange),
+            agree_secs: secs(agree),
+            bytes_sent: sent.0,
+            bytes_received: sent.1,
+        });
+    }
+
+    fn audit(&mut self, signed: &SignedVerdict) {
+        let verdict = &signed.verdict;
+        let word = match verdict.finding {
+            Finding::Agrees => "agrees",
+            Finding::Differs => "differs",
+            Finding::Unanswered => "unanswered",
+        };
+        self.write(Event::Audit {
+            round: verdict.slot.round.0,
+            auditor: signed.auditor,
+            member: verdict.member,
+            verdict: word.into(),
+            rel_l2: verdict.distance_nanos as f64 / 1e9,
+            bound: verdict.bound_nanos as f64 / 1e9,
+        });
+    }
+
+    /// The first, the second, the fourth, the eighth … of a kind is told: a flood does not fill the disk.
+    fn refused(&mut self, from: PeerId, kind: &'static str, reason: String) {
+        if self.refused.len() >= REFUSALS {
+            self.refused.clear();
+        }
+        let count = self.refused.entry((from, kind, reason.clone())).or_insert(0);
+        *count += 1;
+        let count = *count;
+        if count.is_power_of_two() {
+            self.write(Event::Rejected {
+                from,
+                kind: kind.into(),
+                reason,
+                count,
+            });
+        }
+    }
+
+    async fn status(&mut self, told: &NodeStatus) {
+        let agreed = &told.chain.agreed;
+        let ledger = &told.chain.ledger;
+        let own = points(ledger, &self.me);
+        if self
+            .pace
+            .back()
+            .is_none_or(|(_, tokens, points)| (*tokens, *points) != (agreed.tokens, own))
+        {
+            self.pace.push_back((now(), agreed.tokens, own));
+            if self.pace.len() > PACE_ROUNDS {
+                self.pace.pop_front();
+            }
+        }
+        let (tokens_per_sec, points_per_sec) = self.paces();
+        let addr = PeerAddr::from(&self.net.addr().await);
+        let ticket = self.ticket(told, &addr);
+        let status = Status {
+            run: self.run,
+            name: self.config.name.clone(),
+            branch: agreed.branch,
+            round: told.model.map_or(0, |(round, _)| round.0),
+            record: agreed.record,
+            model_root: told.model.map(|(_, root)| root).unwrap_or_default(),
+            loss: self.loss,
+            val_loss: self.val_loss,
+            tokens: agreed.tokens,
+            tokens_per_sec,
+            members: members(told),
+            me: OwnStatus {
+                id: self.me,
+                points: u64::try_from(own).unwrap_or(u64::MAX),
+                earning_per_hour: 3600.0 * points_per_sec,
+                upload: told.traffic.0,
+                download: told.traffic.1,
+                disk: told.disk,
+            },
+            ticket,
+            pid: std::process::id(),
+            addresses: addr.direct.iter().map(ToString::to_string).collect(),
+            updated: now(),
+        };
+        if let Err(error) = status.write(self.dir.path()) {
+            tracing::error!("{error:#}");
+        }
+        self.remember_met();
+    }
+
+    /// Tokens of the run and own points per second, over the last rounds.
+    fn paces(&self) -> (f64, f64) {
+        let (Some(first), Some(last)) = (self.pace.front(), self.pace.back()) else {
+            return (0.0, 0.0);
+        };
+        let secs = last.0 - first.0;
+        if secs <= 0.0 {
+            return (0.0, 0.0);
+        }
+        (
+            last.1.saturating_sub(first.1) as f64 / secs,
+            last.2.saturating_sub(first.2) as f64 / secs,
+        )
+    }
+
+    /// R3: this peer and others that it knows the addresses of, with the last certified record.
+    fn ticket(&self, told: &NodeStatus, own: &PeerAddr) -> Option<String> {
+        let agreed = &told.chain.agreed;
+        if own.direct.is_empty() && own.relay.is_none() {
+            return None;
+        }
+        let alive = |addr: &PeerAddr| addr.id != self.me && told.alive.contains(&addr.id);
+        let known = self.net.known();
+        let others = known.iter().map(PeerAddr::from).filter(alive);
+        let peers = std::iter::once(own.clone()).chain(others).take(TICKET_PEERS).collect();
+        Some(
+            Ticket {
+                run: self.run,
+                checkpoint: (agreed.branch, agreed.round, agreed.record),
+                peers,
+            }
+            .to_string(),
+        )
+    }
+
+    fn remember_met(&mut self) {
+        let met: Vec<KnownPeer> = self
+            .net
+            .known()
+            .iter()
+            .map(|addr| KnownPeer::from(&PeerAddr::from(addr)))
+            .filter(|known| known.id != self.me)
+            .collect();
+        if met != self.met && !met.is_empty() {
+            if let Err(error) = self.dir.write_met(&met) {
+                tracing::warn!("{error:#}");
+            }
+            self.met = met;
+        }
+    }
+}
+
+fn points(ledger: &Ledger, id: &PeerId) -> u128 {
+    ledger
+        .get(id)
+        .map_or(0, |account| account.provisional_points().saturating_add(account.vested))
+}
+
+fn members(told: &NodeStatus) -> Vec<MemberStatus> {
+    let (agreed, ledger) = (&told.chain.agreed, &told.chain.ledger);
+    let total: u64 = told.weights.iter().map(|(_, weight)| weight).sum();
+    let weight = |id: &PeerId| {
+        told.weights
+            .iter()
+            .find(|(voter, _)| voter == id)
+            .map_or(0, |(_, weight)| *weight)
+    };
+    let members = agreed
+        .members
+        .iter()
+        .filter(|member| member.standing == Standing::Active);
+    members
+        .map(|member| {
+            let last_round = member.work.last().map(|(round, _)| round.0);
+            let state = if told.alive.contains(&member.id) {
+                "training"
+            } else {
+                "silent"
+            };
+            MemberStatus {
+                id: member.id,
+                weight: weight(&member.id) as f64 / total.max(1) as f64,
+                tokens: ledger.get(&member.id).map_or(0, |account| account.tokens),
+                points: u64::try_from(points(ledger, &member.id)).unwrap_or(u64::MAX),
+                last_round,
+                state: state.into(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,530 @@
+//! RUN.toml: what a person writes to create a run, and how it becomes the [`RunConfig`] that all peers agree on.
+//!
+//! The file is small because nearly everything has a default, and defaults that follow from other values are filled in here
+//! (`timing.collect_secs` from `timing.train_secs`, `membership.max_quota` from `training.max_inner_steps`, …). Every value
+//! can be overridden with `--set key=value`. Relations are checked once, here, before anything is written.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use coordinatorless::config::{DataConfig, GenesisMember, PROTOCOL, RunConfig};
+use coordinatorless::types::Hash;
+use datasets::TokenizerKind;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use trainer::compress::{SparseCodec, accumulator_zero_root};
+use trainer::config::{ModelConfig, TrainingConfig};
+
+use crate::failure::usage;
+
+/// The text of a run: the built-in demo text or the user's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// The plays that the demo trains on, fetched once.
+    Demo,
+    /// Files and folders.
+    Paths(Vec<PathBuf>),
+}
+
+/// A run as its author wrote it, with defaults filled in, checked; all but what only its data can tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunPlan {
+    /// Its name for people.
+    pub name: String,
+    /// What it is trained on.
+    pub text: Text,
+    /// How text becomes tokens.
+    pub tokenizer: TokenizerKind,
+    /// Thousandths of the text kept for evaluation.
+    pub held_out_permille: u32,
+    /// The model's shape.
+    pub model: ModelConfig,
+    /// How it is trained.
+    pub training: TrainingConfig,
+    /// The parts that [`RunConfig`] takes as they are.
+    shared: Shared,
+}
+
+/// The tables that are [`RunConfig`]'s own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shared {
+    timing: coordinatorless::config::TimingConfig,
+    membership: coordinatorless::config::MembershipConfig,
+    verification: coordinatorless::config::VerificationConfig,
+    rewards: coordinatorless::config::RewardConfig,
+    storage: coordinatorless::config::StorageConfig,
+}
+
+/// The file's own shape.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunFile {
+    #[serde(default = "default_name")]
+    name: String,
+    #[serde(default = "default_text")]
+    text: Vec<String>,
+    #[serde(default = "default_tokenizer")]
+    tokenizer: String,
+    #[serde(default = "default_held_out")]
+    held_out_permille: u32,
+    #[serde(default = "default_model")]
+    model: Value,
+    #[serde(default)]
+    training: TrainingConfig,
+    #[serde(default)]
+    timing: Table,
+    #[serde(default)]
+    membership: Table,
+    #[serde(default)]
+    verification: Table,
+    #[serde(default)]
+    rewards: Table,
+    #[serde(default)]
+    storage: Table,
+}
+
+fn default_name() -> String {
+    "murmur".to_owned()
+}
+
+fn default_text() -> Vec<String> {
+    vec!["demo".to_owned()]
+}
+
+fn default_tokenizer() -> String {
+    "bytes".to_owned()
+}
+
+fn default_held_out() -> u32 {
+    20
+}
+
+fn default_model() -> Value {
+    Value::String("demo".to_owned())
+}
+
+impl RunPlan {
+    /// Reads RUN.toml, then lays `--set key=value` over it. Paths in the file are relative to the file.
+    ///
+    /// # Errors
+    /// One message (exit code 2) that names the value, its bound and the fix.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            usage(format!(
+                "cannot read the run file {}: {error}; give the path of a RUN.toml (launch/runs has examples)",
+                path.display()
+            ))
+        })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, sets, folder).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// As [`Self::load`], from the text itself.
+    pub fn parse(text: &str, sets: &[String], folder: &Path) -> Result<Self> {
+        let mut table: Table = text
+            .parse()
+            .map_err(|error| usage(format!("the run file is not valid TOML: {error}")))?;
+        for set in sets {
+            lay_over(&mut table, set)?;
+        }
+        let file: RunFile = Value::Table(table).try_into().map_err(|error| usage(plain(&error)))?;
+        Self::from_file(file, folder)
+    }
+
+    fn from_file(file: RunFile, folder: &Path) -> Result<Self> {
+        let tokenizer: TokenizerKind = file.tokenizer.parse().map_err(|_| {
+            usage(format!(
+                "tokenizer = {:?}: not a tokenizer; use \"bytes\" or \"gpt2\"",
+                file.tokenizer
+            ))
+        })?;
+        let model = model_of(file.model, tokenizer, file.training.seq_len)?;
+        file.training.validate_with(&model).map_err(usage)?;
+        if !(1..=500).contains(&file.held_out_permille) {
+            let found = file.held_out_permille;
+            return Err(usage(format!(
+                "held_out_permille = {found}: 1 to 500; 20 keeps 2% of the text for evaluation"
+            )));
+        }
+        let shared = shared(
+            &model,
+            &file.training,
+            [
+                file.timing,
+                file.membership,
+                file.verification,
+                file.rewards,
+                file.storage,
+            ],
+        )?;
+        let plan = Self {
+            name: file.name,
+            text: text_of(file.text, folder)?,
+            tokenizer,
+            held_out_permille: file.held_out_permille,
+            model,
+            training: file.training,
+            shared,
+        };
+        // Every bound of the agreed configuration, with stand-ins for what is not known yet.
+        let stand_in = GenesisMember {
+            id: Default::default(),
+            vrf_key: Hash::default(),
+            weight: 1,
+            payout_address: String::new(),
+        };
+        plan.agree(Hash::default(), 1, vec![stand_in])?;
+        Ok(plan)
+    }
+
+    /// The configuration that all peers will share, checked: with the data's root and number of training sequences, and the
+    /// first members.
+    ///
+    /// # Errors
+    /// A value out of bounds (exit code 2).
+    pub fn agree(&self, manifest: Hash, sequences: u64, mut genesis: Vec<GenesisMember>) -> Result<RunConfig> {
+        genesis.sort();
+        let shared = self.shared.clone();
+        let config = RunConfig {
+            protocol: PROTOCOL,
+            name: self.name.clone(),
+            nonce: Hash(rand::random()).short(),
+            data: DataConfig {
+                manifest,
+                sequences,
+                // Bounded by the trainer's own check.
+                seq_len: u32::try_from(self.training.seq_len).unwrap_or(u32::MAX),
+                batch_sequences: u32::try_from(self.training.batch_sequences).unwrap_or(u32::MAX),
+                tokenizer: self.tokenizer.to_string(),
+            },
+            timing: shared.timing,
+            membership: shared.membership,
+            verification: shared.verification,
+            rewards: shared.rewards,
+            storage: shared.storage,
+            model: Table::try_from(&self.model).context("the model cannot be written as TOML")?,
+            training: Table::try_from(&self.training).context("the training cannot be written as TOML")?,
+            genesis,
+        };
+        config.validate().map_err(usage)?;
+        Ok(config)
+    }
+}
+
+impl RunPlan {
+    /// Whether this plan is the one that a run was created from.
+    ///
+    /// # Errors
+    /// What differs first (exit code 2).
+    pub fn must_fit(&self, config: &RunConfig) -> Result<()> {
+        let (model, training) = trainer_of(config)?;
+        let same = [
+            ("name", self.name == config.name),
+            ("[model]", self.model == model),
+            ("[training]", self.training == training),
+        ];
+        match same.iter().find(|(_, same)| !same) {
+            Some((what, _)) => Err(usage(format!(
+                "its {what} differs from the run file's; choose another --dir, or the run file it was made from"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Model and training as a run agreed on them.
+///
+/// # Errors
+/// A configuration that this build's trainer refuses (exit code 2: it came from a stranger's ticket or a damaged file).
+pub fn trainer_of(config: &RunConfig) -> Result<(ModelConfig, TrainingConfig)> {
+    let model: ModelConfig = config
+        .model
+        .clone()
+        .try_into()
+        .map_err(|error| usage(format!("[model] of the run: {}", plain(&error))))?;
+    let training: TrainingConfig = config
+        .training
+        .clone()
+        .try_into()
+        .map_err(|error| usage(format!("[training] of the run: {}", plain(&error))))?;
+    training.validate_with(&model).map_err(usage)?;
+    let (seq, batch) = (config.data.seq_len as usize, config.data.batch_sequences as usize);
+    if (training.seq_len, training.batch_sequences) != (seq, batch) {
+        return Err(usage(format!(
+            "the run contradicts itself: training has batches of {} x {} tokens, its data {batch} x {seq}; ask its author for another ticket",
+            training.batch_sequences, training.seq_len
+        )));
+    }
+    Ok((model, training))
+}
+
+/// `key.path=value`: the value as TOML where it reads as such, else as a string.
+fn lay_over(table: &mut Table, set: &str) -> Result<()> {
+    let wrong = || {
+        usage(format!(
+            "--set {set}: expected key=value, for example --set training.optimizer.lr=0.001"
+        ))
+    };
+    let (key, text) = set.split_once('=').ok_or_else(wrong)?;
+    let (key, text) = (key.trim(), text.trim());
+    let value = format!("v = {text}")
+        .parse::<Table>()
+        .ok()
+        .filter(|parsed| parsed.len() == 1)
+        .and_then(|mut parsed| parsed.remove("v"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let last = parts.pop().filter(|last| !last.is_empty()).ok_or_else(wrong)?;
+    let mut at = table;
+    for part in parts {
+        // `model = "demo"` and `--set model.dim=64`: the named preset is the base.
+        let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        if part == "model" && entry.is_str() {
+            let mut preset = Table::new();
+            preset.insert("preset".to_owned(), entry.clone());
+            *entry = Value::Table(preset);
+        }
+        at = entry.as_table_mut().ok_or_else(|| {
+            usage(format!(
+                "--set {set}: {part} is a value, not a table; name one of its own keys"
+            ))
+        })?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// A preset's name, or a table that may start from one (`preset = "demo"`). Vocabulary and longest sequence follow from tokenizer
+/// and training unless they are given.
+fn model_of(value: Value, tokenizer: TokenizerKind, seq_len: usize) -> Result<ModelConfig> {
+    let mut given = match value {
+        Value::String(preset) => Table::from_iter([("preset".to_owned(), Value::String(preset))]),
+        Value::Table(table) => table,
+        other => return Err(usage(format!("model = {other}: expected \"demo\" or a table [model]"))),
+    };
+    let preset = given.remove("preset").unwrap_or_else(default_model);
+    let mut base = match preset.as_str() {
+        Some("demo") => ModelConfig::demo(),
+        _ => {
+            return Err(usage(format!(
+                "model = {preset}: no such preset; there is \"demo\", or give a table [model]"
+            )));
+        }
+    };
+    base.vocab_size = datasets::Tokenizer::new(tokenizer).vocab_size();
+    base.max_seq_len = base.max_seq_len.max(seq_len);
+    let mut table = Table::try_from(&base).context("a preset cannot be written as TOML")?;
+    // A width alone changes the number of heads of keys with it.
+    if let (Some(heads), None) = (given.get("heads").cloned(), given.get("kv_heads")) {
+        given.insert("kv_heads".to_owned(), heads);
+    }
+    table.extend(given);
+    let model: ModelConfig = table
+        .try_into()
+        .map_err(|error| usage(format!("[model]: {}", plain(&error))))?;
+    let vocab = base.vocab_size;
+    if model.vocab_size < vocab {
+        let found = model.vocab_size;
+        return Err(usage(format!(
+            "model.vocab_size = {found}: at least {vocab} for tokenizer \"{tokenizer}\"; leave it out"
+        )));
+    }
+    Ok(model)
+}
+
+/// The tables that are `RunConfig`'s own, with the defaults that follow from other values.
+fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) -> Result<Shared> {
+    let [mut timing, mut membership, mut verification, mut rewards, mut storage] = tables;
+    let train_secs = number(&timing, "train_secs").unwrap_or(60.0);
+    timing.entry("collect_secs").or_insert(Value::Float(1.25 * train_secs));
+    timing
+        .entry("fetch_secs")
+        .or_insert(Value::Float((0.25 * train_secs).max(3.0)));
+    let collect_secs = number(&timing, "collect_secs").unwrap_or(1.25 * train_secs);
+    membership
+        .entry("max_quota")
+        .or_insert(Value::Integer(i64::from(training.max_inner_steps)));
+    rewards
+        .entry("flops_per_token")
+        .or_insert(integer(model.flops_per_token_at(training.seq_len)));
+    rewards
+        .entry("nominal_round_secs")
+        .or_insert(Value::Integer(collect_secs.clamp(1.0, 1e6).ceil() as i64));
+    verification.insert(
+        "accumulator_zero".to_owned(),
+        Value::String(Hash(accumulator_zero_root(model.param_count())).to_string()),
+    );
+    let codec = codec(model, training)?;
+    storage
+        .entry("max_contribution_bytes")
+        .or_insert(integer(codec.max_total_bytes()));
+    let tables = [
+        ("timing", timing),
+        ("membership", membership),
+        ("verification", verification),
+        ("rewards", rewards),
+        ("storage", storage),
+    ];
+    let table = Table::from_iter(tables.map(|(name, table)| (name.to_owned(), Value::Table(table))));
+    let shared: Shared = table.try_into().map_err(|error| usage(plain(&error)))?;
+    let (quota, steps) = (shared.membership.max_quota, u64::from(training.max_inner_steps));
+    if quota > steps {
+        return Err(usage(format!(
+            "membership.max_quota = {quota}: at most training.max_inner_steps = {steps}; leave it out, or raise training.max_inner_steps"
+        )));
+    }
+    Ok(shared)
+}
+
+/// The codec of a run.
+///
+/// # Errors
+/// Compression settings that it refuses (exit code 2).
+pub fn codec(model: &ModelConfig, training: &TrainingConfig) -> Result<SparseCodec> {
+    let c = &training.compression;
+    SparseCodec::new(model.param_count(), c.chunk, c.k, c.beta as f32).map_err(|error| {
+        usage(format!(
+            "[training.compression]: {error}; leave it out for the defaults"
+        ))
+    })
+}
+
+fn integer(value: u64) -> Value {
+    Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn number(table: &Table, key: &str) -> Option<f64> {
+    let value = table.get(key)?;
+    value
+        .as_float()
+        .or_else(|| value.as_integer().map(|value| value as f64))
+}
+
+fn text_of(text: Vec<String>, folder: &Path) -> Result<Text> {
+    match text.as_slice() {
+        [] => Err(usage(
+            "text = []: at least one file or folder; or \"demo\" for the plays that the demo trains on",
+        )),
+        [demo] if demo == "demo" => Ok(Text::Demo),
+        paths => Ok(Text::Paths(paths.iter().map(|path| folder.join(path)).collect())),
+    }
+}
+
+/// A TOML error in one line.
+fn plain(error: &toml::de::Error) -> String {
+    let place = error.to_string();
+    let within = place
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("in `"))
+        .map(|rest| rest.trim_end_matches('`'));
+    match within {
+        Some(field) => format!("{field}: {}", error.message()),
+        None => error.message().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::exit_code;
+
+    fn parse(text: &str, sets: &[&str]) -> Result<RunPlan> {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        RunPlan::parse(text, &sets, Path::new("/runs"))
+    }
+
+    fn refused(text: &str, sets: &[&str]) -> String {
+        let error = parse(text, sets).unwrap_err();
+        assert_eq!(exit_code(&error), 2, "{error:#}");
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn an_empty_file_is_the_demos_run() {
+        let plan = parse("", &[]).unwrap();
+        assert_eq!((plan.text, plan.tokenizer), (Text::Demo, TokenizerKind::Bytes));
+        assert_eq!(plan.model, ModelConfig::demo());
+    }
+
+    #[test]
+    fn values_follow_from_others_unless_they_are_given() {
+        let plan = parse("[timing]\ntrain_secs = 8.0\n[training]\nmax_inner_steps = 20", &[]).unwrap();
+        assert_eq!(plan.shared.timing.collect_secs, 10.0);
+        assert_eq!(plan.shared.membership.max_quota, 20);
+        let plan = parse(
+            "[timing]\ntrain_secs = 8",
+            &["timing.collect_secs=9.5", "membership.max_quota=5"],
+        )
+        .unwrap();
+        assert_eq!(
+            (plan.shared.timing.collect_secs, plan.shared.membership.max_quota),
+            (9.5, 5)
+        );
+        let gpt2 = parse("tokenizer = \"gpt2\"", &[]).unwrap();
+        assert_eq!(gpt2.model.vocab_size, 50_257);
+    }
+
+    #[test]
+    fn a_preset_can_be_changed_value_by_value() {
+        let plan = parse("model = \"demo\"", &["model.dim=64", "model.heads=2"]).unwrap();
+        assert_eq!(
+            (plan.model.dim, plan.model.kv_heads, plan.model.layers),
+            (64, 2, ModelConfig::demo().layers)
+        );
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let plan = parse("text = [\"a.txt\", \"/b\"]", &[]).unwrap();
+        assert_eq!(plan.text, Text::Paths(vec!["/runs/a.txt".into(), "/b".into()]));
+    }
+
+    #[test]
+    fn a_bad_value_gets_one_message_with_value_bound_and_fix() {
+        for (text, sets, words) in [
+            (
+                "",
+                &["training.optimizer.lr=7"][..],
+                &["training.optimizer.lr", "7", "at most 1"][..],
+            ),
+            ("", &["training.optimizer.lr=abc"], &["lr", "abc", "f64"]),
+            ("", &["trainign.lr=1"], &["trainign", "expected one of", "training"]),
+            ("", &["training"], &["--set training", "key=value"]),
+            ("", &["name.x=1", "name.y=2", "name=3"], &["name", "string"]),
+            ("model = \"huge\"", &[], &["huge", "demo"]),
+            (
+                "[model]\nvocab_size = 100",
+                &[],
+                &["vocab_size = 100", "at least 256", "leave it out"],
+            ),
+            ("tokenizer = \"words\"", &[], &["words", "bytes", "gpt2"]),
+            ("text = []", &[], &["text", "demo"]),
+            ("", &["timing.train_secs=-1"], &["timing.train_secs", "-1"]),
+            ("", &["membership.max_quota=99999"], &["max_quota", "max_inner_steps"]),
+            ("", &["held_out_permille=0"], &["held_out_permille = 0", "1 to 500"]),
+            ("name = [", &[], &["TOML"]),
+        ] {
+            let message = refused(text, sets);
+            assert!(
+                words.iter().all(|word| message.contains(word)),
+                "{words:?} in: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_agreed_reads_back_as_the_same_trainer() {
+        let plan = parse("", &[]).unwrap();
+        let member = GenesisMember {
+            id: Default::default(),
+            vrf_key: Hash::default(),
+            weight: 1,
+            payout_address: String::new(),
+        };
+        let config = plan.agree(Hash::of(b"m"), 10, vec![member]).unwrap();
+        let bytes = config.to_canonical_toml();
+        let again = RunConfig::from_agreed(bytes.as_bytes(), Some(config.id())).unwrap();
+        assert_eq!(trainer_of(&again).unwrap(), (plan.model, plan.training));
+    }
+}

@@ -1,0 +1,145 @@
+//! The thread beside the worker: replays other members' rounds (audits) and evaluates on held-out text, with a model of its own, so
+//! that a round never waits for either.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use anyhow::Result;
+use bytes::Bytes;
+use coordinatorless::node::{Done, ModelSource};
+use coordinatorless::protocol::event::AuditOrder;
+use coordinatorless::types::{BatchIndex, Verdict};
+use gradient_verify::{Audit, explain, malformed, replay, unanswered, verdict};
+use tch::Device;
+use trainer::local::set_threads;
+use trainer::model::Model;
+
+use crate::commands::generate::held_out_loss;
+use crate::kit::{Kit, batch_indices};
+
+/// Held-out sequences of one evaluation.
+pub const EVALUATED: u64 = 200;
+
+/// Something that can wait.
+pub enum Task {
+    /// Replay a member's round.
+    Audit {
+        /// Whose, and on what.
+        order: Box<AuditOrder>,
+        /// The model before it.
+        source: ModelSource,
+        /// What the member sent.
+        shards: Vec<Bytes>,
+        /// Its accumulators before and after, if it opened them.
+        accumulators: Option<(Bytes, Bytes)>,
+    },
+    /// Evaluate a model.
+    Evaluate {
+        /// The round it is the model of.
+        round: u64,
+        /// The model.
+        theta: Vec<f32>,
+    },
+}
+
+/// What the side thread is started with.
+pub struct Setup {
+    /// The run's parts.
+    pub kit: Arc<Kit>,
+    /// Where to compute.
+    pub device: Device,
+    /// With how many threads: the worker's, so that an honest replay has the same bits.
+    pub threads: usize,
+    /// Verdicts.
+    pub done: tokio::sync::mpsc::Sender<Done>,
+    /// Evaluations: (round, loss).
+    pub evals: tokio::sync::mpsc::Sender<(u64, f64)>,
+}
+
+/// Takes tasks until nobody has any.
+///
+/// # Errors
+/// The model does not fit the device.
+pub fn work(setup: &Setup, tasks: &Receiver<Task>) -> Result<()> {
+    set_threads(setup.threads);
+    let mut model = Model::new(&setup.kit.model, setup.device)?;
+    for task in tasks {
+        match task {
+            Task::Evaluate { round, theta } => match held_out_loss(&mut model, &theta, &setup.kit.data, EVALUATED) {
+                Ok(loss) => drop(setup.evals.blocking_send((round, loss))),
+                Err(error) => tracing::warn!(round, "no evaluation: {error:#}"),
+            },
+            Task::Audit {
+                order,
+                source,
+                shards,
+                accumulators,
+            } => {
+                let found = audit(&setup.kit, &mut model, &order, &source, &shards, accumulators);
+                if let Some(verdict) = found
+                    && setup.done.blocking_send(Done::Audited(verdict)).is_err()
+                {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replays; `None` where the fault may be this peer's own or the network's: then nobody is accused.
+fn audit(
+    kit: &Kit,
+    model: &mut Model,
+    order: &AuditOrder,
+    source: &ModelSource,
+    shards: &[Bytes],
+    accumulators: Option<(Bytes, Bytes)>,
+) -> Option<Verdict> {
+    let bound = kit.config.verification.bound;
+    let Some((before, after)) = accumulators else {
+        return Some(unanswered(order, bound));
+    };
+    let theta = match kit.rebuild(source) {
+        Ok(theta) => theta,
+        Err(error) => {
+            tracing::warn!("an audit could not be done: {error:#}");
+            return None;
+        }
+    };
+    let indices: Vec<BatchIndex> = batch_indices(&order.work.batches)
+        .take(kit.training.max_inner_steps as usize)
+        .collect();
+    // Nobody sends an accumulator of zeros.
+    let zeros = Bytes::from(vec![0; 4 * kit.layout.total]);
+    let [before, after] = [before, after].map(|bytes| if bytes.is_empty() { zeros.clone() } else { bytes });
+    let shards: Vec<&[u8]> = shards.iter().map(AsRef::as_ref).collect();
+    let result = replay(Audit {
+        model,
+        training: &kit.training,
+        codec: &kit.codec,
+        theta: &theta,
+        order,
+        batches: &mut |step| indices.get(step as usize).map(|index| kit.batch(*index)),
+        shards: &shards,
+        accumulator_before: &before,
+        accumulator_after: &after,
+    });
+    match result {
+        Ok(replay) => {
+            tracing::info!("{}", explain(order, &replay, bound));
+            Some(verdict(order, &replay, bound))
+        }
+        Err(error) if error.blames_member() => {
+            tracing::info!("audit of {}: {error}", order.contribution.member.short());
+            Some(malformed(order, bound))
+        }
+        Err(error) => {
+            tracing::warn!(
+                "an audit of {} could not be done: {error}",
+                order.contribution.member.short()
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The thread that owns the model: takes [`Work`] from the protocol, gives [`Done`].
+//!
+//! `theta` is the agreed model as plain floats on the CPU; the device only ever sees copies. Audits and evaluations are handed to
+//! [`crate::side`], so that a round never waits for them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use bytes::Bytes;
+use coordinatorless::node::{Done, Step, Stop, Work};
+use coordinatorless::protocol::event::{TrainOrder, Trained};
+use coordinatorless::types::{BatchIndex, Branch, Hash, PeerId, Round};
+use tch::Device;
+use trainer::checkpoint;
+use trainer::local::{RoundInputs, local_round, set_threads};
+use trainer::model::Model;
+
+use crate::accumulators::Accumulators;
+use crate::cheat::trained_on;
+use crate::cli::Cheat;
+use crate::kit::{Kit, batch_indices};
+use crate::model_file::{self, Stamp};
+use crate::peer_dir::PeerDir;
+use crate::side::Task;
+
+/// Rounds between two evaluations; the members take turns.
+const EVAL_ROUNDS: u64 = 5;
+/// The current model is written out when that took less than this share of the time since it was last done.
+const SAVE_SHARE: u32 = 20;
+/// Accumulators kept beyond those that an auditor may still ask for.
+const SPARE_ACCUMULATORS: u64 = 6;
+
+/// What the worker is started with.
+pub struct Setup {
+    /// The run's parts.
+    pub kit: Arc<Kit>,
+    /// Where this peer keeps its files.
+    pub dir: PeerDir,
+    /// This peer.
+    pub me: PeerId,
+    /// Where to compute.
+    pub device: Device,
+    /// With how many threads.
+    pub threads: usize,
+    /// How this peer cheats, in a demo that wants it caught.
+    pub cheat: Option<Cheat>,
+    /// Work that is no longer wanted.
+    pub stop: Stop,
+    /// Answers.
+    pub done: tokio::sync::mpsc::Sender<Done>,
+    /// Audits and evaluations.
+    pub side: Sender<Task>,
+}
+
+/// The worker's own.
+struct Worker {
+    setup: Setup,
+    model: Model,
+    accumulators: Accumulators,
+    theta: Vec<f32>,
+    at: Option<Stamp>,
+    saved: Option<Stamp>,
+    saved_at: Instant,
+    save_took: Duration,
+}
+
+/// Works until the protocol hangs up, then writes the model out.
+///
+/// # Errors
+/// The model does not fit the device, or the disk.
+pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
+    set_threads(setup.threads);
+    let kit = &setup.kit;
+    let keep = kit
+        .config
+        .verification
+        .verdict_rounds
+        .saturating_mul(2)
+        .saturating_add(SPARE_ACCUMULATORS);
+    let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+    let mut worker = Worker {
+        model: Model::new(&kit.model, setup.device)?,
+        accumulators: Accumulators::open(setup.dir.accumulators(), kit.layout.total, keep)?,
+        theta: Vec::new(),
+        at: None,
+        saved: None,
+        saved_at: Instant::now(),
+        save_took: Duration::ZERO,
+        setup,
+    };
+    for order in orders {
+        let answer = worker.take(order);
+        if let Some(answer) = answer
+            && worker.setup.done.blocking_send(answer).is_err()
+        {
+            break;
+        }
+        worker.save_now_and_then()?;
+    }
+    worker.save()
+}
+
+impl Worker {
+    fn take(&mut self, work: Work) -> Option<Done> {
+        match work {
+            Work::Train { id, order, deadline } => Some(self.train(id, &order, deadline)),
+            Work::Load { epoch, branch, source } => {
+                let rebuilt = self.setup.kit.rebuild(&source);
+                let round = source
+                    .steps
+                    .last()
+                    .map_or(source.round, |step| step.decided.record.slot.round);
+                Some(answer(
+                    epoch,
+                    rebuilt.map(|theta| self.hold(epoch, branch, round, theta)),
+                ))
+            }
+            Work::Apply { epoch, step, snapshot } => Some(answer(epoch, self.apply(epoch, &step, snapshot))),
+            Work::Audit {
+                order,
+                source,
+                shards,
+                accumulators,
+            } => {
+                // If the side thread is gone, the process is ending.
+                let _ = self.setup.side.send(Task::Audit {
+                    order: Box::new(order),
+                    source,
+                    shards,
+                    accumulators,
+                });
+                None
+            }
+        }
+    }
+
+    /// Takes `theta` as the agreed model.
+    fn hold(&mut self, epoch: u64, branch: Branch, round: Round, theta: Vec<f32>) -> Done {
+        self.theta = theta;
+        let model_root = self.setup.kit.root(&self.theta);
+        self.at = Some(Stamp {
+            branch,
+            round: round.0,
+            model_root,
+        });
+        Done::Applied {
+            epoch,
+            branch,
+            round,
+            model_root,
+            snapshot: None,
+        }
+    }
+
+    fn apply(&mut self, epoch: u64, step: &Step, snapshot: bool) -> Result<Done> {
+        if self.theta.is_empty() {
+            return Err(anyhow!("asked to apply a record without a model"));
+        }
+        let slot = step.decided.record.slot;
+        self.setup.kit.apply(&mut self.theta, step)?;
+        let theta = std::mem::take(&mut self.theta);
+        let held = self.hold(epoch, slot.branch, slot.round, theta);
+        self.evaluate_in_turn(step);
+        let Done::Applied { model_root, .. } = held else {
+            return Ok(held);
+        };
+        let snapshot = snapshot.then(|| self.snapshot(model_root)).transpose()?;
+        Ok(Done::Applied {
+            epoch,
+            branch: slot.branch,
+            round: slot.round,
+            model_root,
+            snapshot,
+        })
+    }
+
+    /// A snapshot is a file named by its root, as all peers have it.
+    fn snapshot(&self, model_root: Hash) -> Result<PathBuf> {
+        let folder = self.setup.dir.snapshots();
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{model_root}.safetensors"));
+        checkpoint::save(&path, &self.setup.kit.layout, &self.theta)?;
+        Ok(path)
+    }
+
+    /// Every few rounds one of those who contributed evaluates: whose turn it is follows from the round.
+    fn evaluate_in_turn(&self, step: &Step) {
+        let record = &step.decided.record;
+        let (round, members) = (record.slot.round.0, &record.contributions);
+        if members.is_empty() || !round.is_multiple_of(EVAL_ROUNDS) {
+            return;
+        }
+        let turn = (round / EVAL_ROUNDS) as usize % members.len();
+        if members[turn].member == self.setup.me {
+            let _ = self.setup.side.send(Task::Evaluate {
+                round,
+                theta: self.theta.clone(),
+            });
+        }
+    }
+
+    fn train(&mut self, id: u64, order: &TrainOrder, deadline: Instant) -> Done {
+        let round = order.round;
+        if !self.setup.stop.wants(id) || order.batches.is_empty() {
+            return Done::Idle { round, reason: None };
+        }
+        match self.contribute(id, order, deadline) {
+            Ok(Some(done)) => done,
+            Ok(None) => Done::Idle { round, reason: None },
+            Err(error) => Done::Idle {
+                round,
+                reason: Some(format!("{error:#}")),
+            },
+        }
+    }
+
+    /// Trains, encodes, keeps the accumulator. `None` if it was stopped before the first step's end.
+    fn contribute(&mut self, id: u64, order: &TrainOrder, deadline: Instant) -> Result<Option<Done>> {
+        let Setup { kit, stop, cheat, .. } = &self.setup;
+        // A branch may begin on the model of another; only the round must fit.
+        if self.at.is_none_or(|at| at.round != order.round.previous().0) {
+            return Err(anyhow!(
+                "the model here is that of another round: expected {}",
+                order.round.previous()
+            ));
+        }
+        let assigned: Vec<BatchIndex> = batch_indices(&order.batches)
+            .take(kit.training.max_inner_steps as usize)
+            .collect();
+        let claimed = assigned.len();
+        let batches = trained_on(*cheat, assigned);
+        let steps = batches.len();
+        let inputs = RoundInputs {
+            theta: &self.theta,
+            global_tokens: order.global_tokens,
+            batches: &mut |step| batches.get(step as usize).map(|index| kit.batch(*index)),
+            keep_going: &mut |_| stop.wants(id) && Instant::now() < deadline,
+            observe: &mut |step, loss| tracing::debug!(round = %order.round, step, loss, "trained"),
+        };
+        let local = local_round(&mut self.model, &kit.training, inputs)?;
+        if !stop.wants(id) {
+            return Ok(None);
+        }
+        let (before, accumulator_before) = self.accumulators.load(order.accumulator);
+        let encoded = kit.codec.encode_with(&before, &local.delta, self.setup.threads)?;
+        let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
+        let shards: Vec<Bytes> = encoded.shards.into_iter().map(Bytes::from).collect();
+        // An honest peer claims the steps it took; a cheat that was not cut short claims all that it was given.
+        let done = local.steps as usize;
+        let tokens = if done == steps {
+            claimed as u64 * kit.training.tokens_per_step()
+        } else {
+            local.tokens
+        };
+        let trained = Trained {
+            branch: order.branch,
+            round: order.round,
+            shards: shards.iter().map(|shard| Hash::of(shard)).collect(),
+            len: shards.iter().map(|shard| shard.len() as u64).sum(),
+            tokens,
+            loss_micros: (local.mean_loss * 1e6).clamp(0.0, 1e15) as u64,
+            trace_root: Hash(local.trace_root),
+            accumulator_before,
+            accumulator_after,
+        };
+        Ok(Some(Done::Trained {
+            trained,
+            shards,
+            accumulator,
+        }))
+    }
+
+    fn save_now_and_then(&mut self) -> Result<()> {
+        if self.saved_at.elapsed() >= self.save_took.saturating_mul(SAVE_SHARE) {
+            self.save()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes the model out, for `generate`, `export` and the next start's reader.
+    fn save(&mut self) -> Result<()> {
+        let Some(at) = self.at.filter(|at| self.saved != Some(*at)) else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        model_file::save(&self.setup.dir, &self.setup.kit.layout, &self.theta, at)?;
+        (self.saved, self.saved_at, self.save_took) = (Some(at), Instant::now(), began.elapsed());
+        Ok(())
+    }
+}
+
+fn answer(epoch: u64, result: Result<Done>) -> Done {
+    result.unwrap_or_else(|error| Done::Failed {
+        epoch,
+        reason: format!("{error:#}"),
+    })
+}
