@@ -142,7 +142,7 @@ pub fn liveness_millionths(seconds: u64) -> u64 {
     let seconds = u128::from(seconds.min(1 << 40));
     let x = (1u128 << 32) + (seconds << 32) / (12 * 3600);
     // ln x = log2 x * ln 2, with ln 2 in millionths.
-    let ln = log2_fixed(x) * 693_147 >> 32;
+    let ln = (log2_fixed(x) * 693_147) >> 32;
     1_000_000 + u64::try_from(ln / 5).unwrap_or(u64::MAX).min(1_000_000)
 }
 

@@ -201,8 +201,6 @@ pub struct NodeStatus {
     pub alive: Vec<PeerId>,
     /// Voters' weights.
     pub weights: Vec<(PeerId, u64)>,
-    /// Addresses known, this peer's first.
-    pub addresses: Vec<Hello>,
     /// Bytes sent and received.
     pub traffic: (u64, u64),
     /// Bytes of blobs on disk.

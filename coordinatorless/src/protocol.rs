@@ -309,7 +309,6 @@ impl State {
             Body::Join(_) | Body::Leave(_) => self.request(from, message),
             Body::Verdict(_) => self.verdict(message),
             Body::Regroup(_) => self.regroup_statement(now, message),
-            Body::Hello(_) => {} // the driver's: addresses are no business of the core
         }
     }
 

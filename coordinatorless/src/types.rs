@@ -162,6 +162,8 @@ pub struct Commit {
     pub base: Round,
     /// The record the round builds on.
     pub parent: Hash,
+    /// The model trained from. A replica that went astray is not counted, rather than accused (R14).
+    pub model_root: Hash,
     /// BLAKE3 of the concatenated shard hashes: an iroh-blobs hash sequence.
     pub blob: Hash,
     /// The shards' hashes in order, each of at most 4 MiB.
@@ -385,17 +387,4 @@ pub struct Regroup {
     pub polka: Option<Hash>,
     /// Who is heard from, this peer included; sorted.
     pub survivors: Vec<PeerId>,
-}
-
-/// Where a peer can be reached; told to all, so that members who never met can dial each other.
-#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Hello {
-    /// The run; branch, round and view are 0.
-    pub slot: Slot,
-    /// Counts up (Unix milliseconds), so that an older address never replaces a newer one.
-    pub sequence: u64,
-    /// Socket addresses, at most 16.
-    pub addresses: Vec<String>,
-    /// Home relay, if any.
-    pub relay: Option<String>,
 }

@@ -143,8 +143,6 @@ pub enum Body {
     Verdict(Verdict),
     /// The quorum is gone.
     Regroup(Regroup),
-    /// Here I am.
-    Hello(Hello),
 }
 
 macro_rules! kinds {
@@ -185,7 +183,6 @@ kinds! {
     6 Leave "leave" MAX_SMALL;
     7 Verdict "verdict" MAX_SMALL;
     8 Regroup "regroup" MAX_SMALL;
-    9 Hello "hello" MAX_SMALL;
 }
 
 impl Body {
@@ -200,7 +197,6 @@ impl Body {
             Self::Leave(body) => body.slot,
             Self::Verdict(body) => body.slot,
             Self::Regroup(body) => body.slot,
-            Self::Hello(body) => body.slot,
         }
     }
 }

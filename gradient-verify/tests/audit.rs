@@ -93,6 +93,7 @@ impl Case {
             slot,
             base: Round(6),
             parent: Hash::default(),
+            model_root: Hash::default(),
             blob: Hash::default(),
             shards,
             len: encoded.shards.iter().map(|shard| shard.len() as u64).sum(),

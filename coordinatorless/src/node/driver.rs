@@ -14,12 +14,9 @@ use crate::protocol::chain::ChainState;
 use crate::protocol::event::{AuditOrder, Effect, Event, Notice, Timer};
 use crate::protocol::sync::{branch_base, verify_next};
 use crate::protocol::{Setup, State};
-use crate::ticket::PeerAddr;
 use crate::types::*;
 use crate::wire::{Body, Keys, Scheme, Signed};
 
-/// Addresses are told this often, changed or not.
-const HELLO: Duration = Duration::from_secs(10);
 /// Newcomers that are kept informed at once.
 const MAX_GUESTS: usize = 32;
 /// A newcomer that is no longer heard is no longer informed.
@@ -64,7 +61,6 @@ struct Driver {
     /// Own accumulator roots by round.
     accumulators: BTreeMap<Round, Hash>,
     shared: HashSet<Hash>,
-    hellos: BTreeMap<PeerId, Signed>,
     guests: BTreeMap<PeerId, Instant>,
     members: Vec<PeerId>,
     model: Option<(Round, Hash)>,
@@ -117,7 +113,6 @@ impl Driver {
             training: 0,
             accumulators: BTreeMap::new(),
             shared,
-            hellos: BTreeMap::new(),
             guests: BTreeMap::new(),
             members: Vec::new(),
             model: None,
@@ -131,7 +126,6 @@ impl Driver {
         let effects = driver.state.start(driver.now(), wal.as_deref());
         driver.carry_out(effects)?;
         driver.load_model(branch, round);
-        driver.say_hello().await;
         Ok(driver)
     }
 
@@ -141,7 +135,6 @@ impl Driver {
     }
 
     async fn go(&mut self) -> Result<(), NodeError> {
-        let mut hello = tokio::time::interval(HELLO);
         let mut beat = tokio::time::interval(Duration::from_millis(500));
         loop {
             let next = self.timers.values().min().copied();
@@ -160,7 +153,6 @@ impl Driver {
                 Some(job) = self.jobs.join_next(), if !self.jobs.is_empty() => self.job(job.unwrap_or(Job::Nothing))?,
                 command = self.node.commands.recv() => self.command(command)?,
                 () = tokio::time::sleep(wake) => {}
-                _ = hello.tick() => self.say_hello().await,
                 _ = beat.tick() => self.report().await,
             }
             self.fire_timers()?;
@@ -213,14 +205,7 @@ impl Driver {
     async fn network(&mut self, event: NetEvent) -> Result<(), NodeError> {
         match event {
             NetEvent::Frame { from, bytes } => self.frame(from, bytes),
-            NetEvent::Connected(peer) => {
-                // Who is new here learns where everyone is.
-                for hello in self.hellos.values().take(128) {
-                    self.node.net.send(peer, hello.to_frame().into());
-                }
-                Ok(())
-            }
-            NetEvent::Disconnected(_) => Ok(()),
+            NetEvent::Connected(_) | NetEvent::Disconnected(_) => Ok(()),
             NetEvent::Request { request, reply, .. } => {
                 let _gone = reply.send(self.answer(request).await);
                 Ok(())
@@ -245,10 +230,6 @@ impl Driver {
             }
         };
         match &message.body {
-            Body::Hello(hello) => {
-                self.meet(&message, hello.clone());
-                Ok(())
-            }
             Body::Join(_) => {
                 if self.guests.len() < MAX_GUESTS || self.guests.contains_key(&message.signer) {
                     self.guests.insert(message.signer, Instant::now());
@@ -260,53 +241,8 @@ impl Driver {
         }
     }
 
-    /// Someone's address: remembered, and passed on once.
-    fn meet(&mut self, message: &Signed, hello: Hello) {
-        let ours = hello.slot.run == self.state.chain().agreed.run;
-        let sane = hello.addresses.len() <= 16 && hello.addresses.iter().all(|address| address.len() <= 64);
-        if !ours || !sane || message.signer == self.keys.id() {
-            return;
-        }
-        let newer = match self.hellos.get(&message.signer).map(|known| &known.body) {
-            Some(Body::Hello(known)) => known.sequence < hello.sequence,
-            _ => true,
-        };
-        let room = self.hellos.len() < 2048 || self.hellos.contains_key(&message.signer);
-        if newer && room {
-            self.hellos.insert(message.signer, message.clone());
-            if let Some(addr) = endpoint_addr(message.signer, &hello) {
-                self.node.net.know(addr);
-            }
-            self.node.net.broadcast(message.to_frame().into());
-        }
-    }
-
-    async fn say_hello(&mut self) {
-        let addr = PeerAddr::from(&self.node.net.addr().await);
-        let addresses = addr.direct.iter().map(ToString::to_string).collect();
-        let relay = addr.relay;
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let sequence = u64::try_from(since_epoch.as_millis()).unwrap_or(0);
-        let slot = Slot {
-            run: self.state.chain().agreed.run,
-            branch: 0,
-            round: Round(0),
-            view: 0,
-        };
-        let message = self.keys.sign(&Body::Hello(Hello {
-            slot,
-            sequence,
-            addresses,
-            relay,
-        }));
-        self.node.net.broadcast(message.to_frame().into());
-        self.node.net.announce(message.to_frame().into());
-        self.hellos.insert(self.keys.id(), message);
-        self.guests.retain(|_, at| at.elapsed() < GUEST);
-        self.keep_connections();
-    }
-
     fn keep_connections(&mut self) {
+        self.guests.retain(|_, at| at.elapsed() < GUEST);
         let guests = self.guests.keys().copied();
         let wanted: BTreeSet<PeerId> = self
             .members
@@ -493,6 +429,11 @@ impl Driver {
             }
             Job::Source(epoch, _, Err(reason)) if epoch == self.epoch => Err(NodeError::Chain(reason)),
             Job::Audit(ready) => {
+                // Who is not heard has not refused to answer: no verdict at all.
+                let member = ready.order.contribution.member;
+                if ready.accumulators.is_none() && !self.state.alive(self.now()).contains(&member) {
+                    return Ok(());
+                }
                 let AuditReady {
                     order,
                     source,
@@ -666,38 +607,28 @@ impl Driver {
         });
     }
 
+    /// Who may hold blobs: the members, and whoever is linked.
     fn others(&self) -> Vec<PeerId> {
         let me = self.keys.id();
-        self.members
+        let linked = self.node.net.connected();
+        let all: BTreeSet<PeerId> = self
+            .members
             .iter()
             .copied()
-            .chain(self.hellos.keys().copied())
+            .chain(linked)
             .filter(|id| *id != me)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
+            .collect();
+        all.into_iter().collect()
     }
 
     async fn report(&mut self) {
-        let mut addresses: Vec<Hello> = Vec::new();
-        let mine = self.hellos.get(&self.keys.id()).into_iter();
-        for message in mine.chain(
-            self.hellos
-                .iter()
-                .filter(|(id, _)| **id != self.keys.id())
-                .map(|(_, message)| message),
-        ) {
-            if let Body::Hello(hello) = &message.body {
-                addresses.push(hello.clone());
-            }
-        }
+        self.keep_connections();
         let status = NodeStatus {
             chain: self.state.chain().clone(),
             model: self.model,
             last: self.last.clone(),
             alive: self.state.alive(self.now()),
             weights: self.state.voters().iter().collect(),
-            addresses,
             traffic: self.node.net.traffic(),
             disk: self.node.net.disk_bytes().await,
         };
@@ -742,20 +673,4 @@ fn read_chain(node: &Node) -> Result<(ChainState, Vec<(ChainState, Arc<Decided>)
         state = next;
     }
     Ok((state, history))
-}
-
-/// Where a peer says it is, as iroh wants it; `None` if it makes no sense.
-fn endpoint_addr(id: PeerId, hello: &Hello) -> Option<iroh::EndpointAddr> {
-    let direct = hello
-        .addresses
-        .iter()
-        .map(|text| text.parse())
-        .collect::<Result<_, _>>()
-        .ok()?;
-    PeerAddr {
-        id,
-        direct,
-        relay: hello.relay.clone(),
-    }
-    .to_endpoint()
 }

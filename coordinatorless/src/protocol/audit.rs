@@ -8,7 +8,7 @@ use super::event::Notice;
 use crate::config::RunConfig;
 use crate::types::*;
 
-/// Strikes that cost membership (R26).
+/// Accusations not confirmed that cost membership.
 pub const MAX_STRIKES: u32 = 3;
 
 /// An audit that was drawn and not answered.
@@ -83,10 +83,8 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, seed:
             (Finding::Agrees, None) => {}
             // Cleared: the accuser pays with a strike.
             (Finding::Agrees, Some(accuser)) => strike(state, accuser),
-            (Finding::Unanswered, _) => {
-                state.ledger.void(member, open.round);
-                strike(state, member);
-            }
+            // One auditor's word: it costs the round's points and no more.
+            (Finding::Unanswered, _) => drop(state.ledger.void(member, open.round)),
             (Finding::Differs, None) => {
                 let accuser = Some(signed.auditor);
                 match auditor(state, seed, open.round, &member, 1, accuser) {

@@ -441,6 +441,11 @@ impl ChainState {
         }
         let assignment = self.assignment(config);
         for contribution in &record.contributions {
+            equal(
+                "model_root of a commit",
+                &record.model_root,
+                &contribution.commit.model_root,
+            )?;
             self.check_commit(config, &assignment, contribution, scheme)?;
         }
         let (returned, retired) = assignment.leftovers(done_batches(config, &record.contributions));

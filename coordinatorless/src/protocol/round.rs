@@ -124,12 +124,15 @@ impl State {
         if (trained.branch, trained.round) != self.height() || self.leaving {
             return;
         }
+        // Without a model there was nothing to train: a rollback came in between.
+        let Some(model_root) = self.model else { return };
         self.round.train_ended = Some(now);
         let shards: Vec<u8> = trained.shards.iter().flat_map(|shard| shard.0).collect();
         let commit = Commit {
             slot: self.chain.next_slot(),
             base: self.chain.agreed.round,
             parent: self.chain.agreed.record,
+            model_root,
             blob: Hash::of(&shards),
             shards: trained.shards,
             len: trained.len,
@@ -243,7 +246,7 @@ impl State {
 
     fn write_record(&self, now: Micros, view: View, model_root: Hash) -> Record {
         let round = self.height().1;
-        let held = |one: &&Contribution| self.widely_held(&one.commit.blob);
+        let held = |one: &&Contribution| one.commit.model_root == model_root && self.widely_held(&one.commit.blob);
         let contributions = self.round.commits.values().filter(held).cloned().collect();
         let lapses = self.silent_members(now).into_iter().map(Change::Lapse);
         let asked = self.requests.values().cloned();
@@ -393,7 +396,8 @@ impl State {
         let named = |member: &PeerId| check.record.contributions.iter().any(|one| one.member == *member);
         self.round.commits.values().any(|one| {
             let since = self.round.wide_since.get(&one.commit.blob);
-            since.is_some_and(|since| since + patience <= check.came) && !named(&one.member)
+            let countable = one.commit.model_root == check.record.model_root;
+            countable && since.is_some_and(|since| since + patience <= check.came) && !named(&one.member)
         })
     }
 

@@ -40,9 +40,7 @@ impl State {
         let mine = &self.chain.agreed;
         if have.slot.branch == mine.branch && have.tip_round > mine.round {
             self.ask(now, peer, mine.round.next());
-        } else if have.slot.branch != mine.branch && have.tip != mine.record {
-            self.probe(now, peer);
-        } else if have.slot.branch == mine.branch && have.tip_round == mine.round && have.tip != mine.record {
+        } else if have.tip != mine.record && (have.slot.branch != mine.branch || have.tip_round == mine.round) {
             self.probe(now, peer);
         }
     }

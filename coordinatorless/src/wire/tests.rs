@@ -44,6 +44,7 @@ fn commit() -> impl Strategy<Value = Commit> {
             slot,
             base: Round(numbers.0),
             parent: roots.0,
+            model_root: Hash::of(b"model"),
             blob: roots.1,
             shards,
             len: numbers.1,
