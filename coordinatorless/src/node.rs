@@ -4,11 +4,15 @@
 //! transfer, a command), hands it to [`crate::protocol::State::handle`] and carries out the effects in order. Tensors are the host's:
 //! it gets [`Work`] and gives [`Done`]; models and contributions pass through here as bytes.
 //!
-//! - `driver`: the loop and the effects. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
+//! - `driver`: the loop. `effects`: what it does for each effect. `serve`: what others may ask, and what is kept for them.
+//!   `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
 //! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
 
 mod driver;
+mod effects;
 pub mod join;
+mod restore;
+mod serve;
 mod transfer;
 
 use std::path::PathBuf;
@@ -66,6 +70,7 @@ pub struct ModelSource {
 
 /// Work for the host. `epoch` comes back with the answer; an answer of an older epoch is dropped.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a few a round, moved once
 pub enum Work {
     /// Train until the order's batches are done, `deadline`, or [`Stop`].
     Train {

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::transfer::{self, SnapshotEntry, Wanted};
+use super::restore::read_chain;
+use super::transfer::Wanted;
 use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
-use crate::net::{NetEvent, Request, Response, SnapshotInfo, StatusInfo};
-use crate::protocol::chain::ChainState;
-use crate::protocol::event::{AuditOrder, Effect, Event, Notice, Timer};
-use crate::protocol::sync::{branch_base, verify_next};
+use crate::net::NetEvent;
+use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
 use crate::protocol::{Setup, State};
 use crate::types::*;
 use crate::wire::{Body, Keys, Scheme, Signed};
@@ -21,15 +20,13 @@ use crate::wire::{Body, Keys, Scheme, Signed};
 const MAX_GUESTS: usize = 32;
 /// A newcomer that is no longer heard is no longer informed.
 const GUEST: Duration = Duration::from_secs(20);
-/// Records handed out in one answer, in bytes at most.
-const ANSWER_BYTES: usize = 4 << 20;
 /// After the last round: how long to serve those who are behind.
 const LINGER: Duration = Duration::from_secs(20);
 /// Own accumulators kept for auditors, beyond the rounds in which a verdict may come.
 const SPARE_ACCUMULATORS: u64 = 4;
 
 /// A finished piece of background work.
-enum Job {
+pub(super) enum Job {
     Wanted(Hash, Wanted),
     Gathered(u64, Step),
     Source(u64, Branch, Result<ModelSource, String>),
@@ -38,35 +35,36 @@ enum Job {
     Nothing,
 }
 
-struct AuditReady {
-    order: AuditOrder,
-    source: Result<ModelSource, String>,
-    shards: Vec<Bytes>,
-    accumulators: Option<(Bytes, Bytes)>,
+pub(super) struct AuditReady {
+    pub order: AuditOrder,
+    pub source: Result<ModelSource, String>,
+    pub shards: Vec<Bytes>,
+    pub accumulators: Option<(Bytes, Bytes)>,
 }
 
-struct Driver {
-    node: Node,
-    state: State,
-    keys: Keys,
-    began: Instant,
-    timers: BTreeMap<Timer, Micros>,
-    jobs: JoinSet<Job>,
-    fetching: HashSet<Hash>,
+/// One peer at work. Only this task touches the state machine.
+pub(super) struct Driver {
+    pub node: Node,
+    pub state: State,
+    pub keys: Keys,
+    pub began: Instant,
+    pub timers: BTreeMap<Timer, Micros>,
+    pub jobs: JoinSet<Job>,
+    pub fetching: HashSet<Hash>,
     /// Decided records that wait to be gathered and applied, and whether one is under way.
-    applying: VecDeque<Arc<Decided>>,
-    busy: bool,
-    epoch: u64,
-    training: u64,
+    pub applying: VecDeque<Arc<Decided>>,
+    pub busy: bool,
+    pub epoch: u64,
+    pub training: u64,
     /// Own accumulator roots by round.
-    accumulators: BTreeMap<Round, Hash>,
-    shared: HashSet<Hash>,
-    guests: BTreeMap<PeerId, Instant>,
-    members: Vec<PeerId>,
-    model: Option<(Round, Hash)>,
-    last: Option<Notice>,
-    finished_at: Option<Instant>,
-    leaving_at: Option<Instant>,
+    pub accumulators: BTreeMap<Round, Hash>,
+    pub shared: HashSet<Hash>,
+    pub guests: BTreeMap<PeerId, Instant>,
+    pub members: Vec<PeerId>,
+    pub model: Option<(Round, Hash)>,
+    pub last: Option<Notice>,
+    pub finished_at: Option<Instant>,
+    pub leaving_at: Option<Instant>,
 }
 
 /// Runs a node until it is told to leave, its last round is done, or something it cannot live without fails.
@@ -130,7 +128,7 @@ impl Driver {
     }
 
     /// Microseconds since the start, from 1 on.
-    fn now(&self) -> Micros {
+    pub(super) fn now(&self) -> Micros {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX - 1) + 1
     }
 
@@ -241,7 +239,7 @@ impl Driver {
         }
     }
 
-    fn keep_connections(&mut self) {
+    pub(super) fn keep_connections(&mut self) {
         self.guests.retain(|_, at| at.elapsed() < GUEST);
         let guests = self.guests.keys().copied();
         let wanted: BTreeSet<PeerId> = self
@@ -252,44 +250,6 @@ impl Driver {
             .filter(|id| *id != self.keys.id())
             .collect();
         self.node.net.set_members(wanted.into_iter().collect());
-    }
-
-    /// What other peers may ask.
-    async fn answer(&self, request: Request) -> Response {
-        let agreed = &self.state.chain().agreed;
-        match request {
-            Request::Status => Response::Status(StatusInfo {
-                run: agreed.run,
-                branch: agreed.branch,
-                round: agreed.round.next(),
-                tip: agreed.record,
-                tip_round: agreed.round,
-            }),
-            Request::RunConfig => Response::RunConfig(self.node.config.run.to_canonical_toml().into_bytes()),
-            Request::Records { from, max } => {
-                let records = self.node.store.records(from, max.min(512)).unwrap_or_default();
-                let mut size = 0;
-                // Whatever their size, one record goes through: it has the same limit.
-                let fits = |decided: &Decided| {
-                    size += 400 * (1 + decided.record.contributions.len() + decided.certificate.votes.len() / 3);
-                    size <= ANSWER_BYTES
-                };
-                Response::Records(records.into_iter().take_while(fits).collect())
-            }
-            Request::Record { hash } => Response::Record(self.node.store.by_hash(hash).ok().flatten().map(Box::new)),
-            Request::Snapshot => {
-                let certified = |entry: &&SnapshotEntry| entry.round < agreed.round;
-                match transfer::snapshots(&self.node.store).iter().rev().find(certified) {
-                    Some(entry) => Response::Snapshot(SnapshotInfo {
-                        branch: entry.branch,
-                        round: entry.round,
-                        model_root: entry.model_root,
-                        model_len: entry.model_len,
-                    }),
-                    None => Response::Unknown,
-                }
-            }
-        }
     }
 
     fn command(&mut self, command: Option<Command>) -> Result<(), NodeError> {
@@ -358,57 +318,6 @@ impl Driver {
         }
     }
 
-    async fn keep_snapshot(
-        &mut self,
-        branch: Branch,
-        round: Round,
-        root: Hash,
-        file: &std::path::Path,
-    ) -> Result<(), NodeError> {
-        let held = self.node.net.put_file(file).await?;
-        if held != root {
-            let reason = format!("the snapshot file of round {round} is torn: expected {root}, found {held}");
-            self.notice(Notice::Warning(reason));
-            return Ok(());
-        }
-        let model_len = tokio::fs::metadata(file).await.map(|meta| meta.len()).unwrap_or(0);
-        let mut all = transfer::snapshots(&self.node.store);
-        all.retain(|entry| entry.round < round);
-        all.push(SnapshotEntry {
-            branch,
-            round,
-            model_root: root,
-            model_len,
-        });
-        // R17: the last two, with everything counted since the older.
-        let dropped = all.len().saturating_sub(2);
-        for old in all.drain(..dropped) {
-            let _gone = tokio::fs::remove_file(file.with_file_name(format!("{}.safetensors", old.model_root))).await;
-        }
-        transfer::set_snapshots(&self.node.store, &all)?;
-        self.node.store.keep_state(round)?;
-        self.collect_garbage()
-    }
-
-    /// Drops blobs that neither R17 nor the round in progress nor an auditor needs.
-    fn collect_garbage(&mut self) -> Result<(), NodeError> {
-        let mut keep = self.shared.clone();
-        let snapshots = transfer::snapshots(&self.node.store);
-        keep.extend(snapshots.iter().map(|entry| entry.model_root));
-        keep.extend(self.accumulators.values());
-        let mut at = snapshots.first().map_or(Round(1), |entry| entry.round);
-        while let Some(decided) = self.node.store.record(at)? {
-            for one in &decided.record.contributions {
-                keep.extend(&one.commit.shards);
-                keep.extend([one.commit.accumulator_before, one.commit.accumulator_after]);
-            }
-            at = at.next();
-        }
-        keep.extend(self.state.current_shards());
-        self.node.net.retain(keep);
-        Ok(())
-    }
-
     fn job(&mut self, job: Job) -> Result<(), NodeError> {
         match job {
             Job::Wanted(blob, outcome) => {
@@ -458,7 +367,7 @@ impl Driver {
         }
     }
 
-    fn give(&self, work: Work) -> Result<(), NodeError> {
+    pub(super) fn give(&self, work: Work) -> Result<(), NodeError> {
         self.node
             .host
             .work
@@ -466,7 +375,7 @@ impl Driver {
             .map_err(|_| NodeError::Host("its thread ended".into()))
     }
 
-    fn notice(&mut self, notice: Notice) {
+    pub(super) fn notice(&mut self, notice: Notice) {
         if matches!(notice, Notice::Advanced { .. }) {
             self.last = Some(notice.clone());
         }
@@ -476,139 +385,8 @@ impl Driver {
         }
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), NodeError> {
-        for effect in effects {
-            self.effect(effect)?;
-        }
-        Ok(())
-    }
-
-    fn effect(&mut self, effect: Effect) -> Result<(), NodeError> {
-        match effect {
-            // Both return when the bytes are on disk: nothing after them leaves this peer before.
-            Effect::Persist(entry) => self.node.store.wal_append(&entry)?,
-            Effect::ClearWal => self.node.store.wal_clear()?,
-            Effect::Store { decided, state } => self.node.store.put(&decided, &state.to_bytes())?,
-            Effect::Broadcast(message) => {
-                let announced = matches!(message.body, Body::Join(_));
-                let frame = Bytes::from(message.to_frame());
-                if announced {
-                    self.node.net.announce(frame.clone());
-                }
-                self.node.net.broadcast(frame);
-            }
-            Effect::Send(to, message) => self.node.net.send(to, message.to_frame().into()),
-            Effect::SetTimer(timer, at) => drop(self.timers.insert(timer, at)),
-            Effect::CancelTimer(timer) => drop(self.timers.remove(&timer)),
-            Effect::Train(order) => {
-                self.training += 1;
-                let left = Duration::from_micros(order.until.saturating_sub(self.now()));
-                self.give(Work::Train {
-                    id: self.training,
-                    order,
-                    deadline: Instant::now() + left,
-                })?;
-            }
-            Effect::StopTraining(_) => self.node.host.stop.up_to(self.training),
-            Effect::Fetch { commit, providers, .. } => self.fetch(commit, providers),
-            Effect::Apply(decided) => {
-                self.applying.push_back(decided);
-                self.apply_next();
-            }
-            Effect::Rollback { branch, round } => {
-                self.node.store.truncate_above(round)?;
-                self.applying.clear();
-                self.load_model(branch, round);
-            }
-            Effect::Resync { round, .. } => {
-                // Whatever was wrong with the model in memory, it is built again from certified bytes.
-                let branch = self.state.chain().agreed.branch;
-                self.load_model(branch, round);
-            }
-            Effect::Audit(order) => self.prepare_audit(order),
-            Effect::AskRecords { peer, from } => {
-                let net = self.node.net.clone();
-                self.jobs.spawn(async move {
-                    match net
-                        .request(peer, Request::Records { from, max: 256 }, Duration::from_secs(10))
-                        .await
-                    {
-                        Ok(Response::Records(records)) => Job::Records(peer, records),
-                        _ => Job::Nothing,
-                    }
-                });
-            }
-            Effect::Members(members) => {
-                self.members = members;
-                self.keep_connections();
-            }
-            Effect::Notice(notice) => self.notice(notice),
-        }
-        Ok(())
-    }
-
-    fn fetch(&mut self, commit: Commit, mut providers: Vec<PeerId>) {
-        if !self.fetching.insert(commit.blob) {
-            return;
-        }
-        providers.retain(|id| *id != self.keys.id());
-        let (net, check, blob) = (self.node.net.clone(), self.node.host.check.clone(), commit.blob);
-        self.jobs
-            .spawn(async move { Job::Wanted(blob, transfer::want(net, commit, providers, check).await) });
-    }
-
-    /// One record at a time: gathered, then applied.
-    fn apply_next(&mut self) {
-        if self.busy {
-            return;
-        }
-        let Some(decided) = self.applying.pop_front() else {
-            return;
-        };
-        self.busy = true;
-        let (net, epoch, others) = (self.node.net.clone(), self.epoch, self.others());
-        self.jobs
-            .spawn(async move { Job::Gathered(epoch, transfer::gather(&net, decided, &others).await) });
-    }
-
-    /// Builds the model after `round` from the newest snapshot and the counted bytes since.
-    fn load_model(&mut self, branch: Branch, round: Round) {
-        self.epoch += 1;
-        self.busy = true;
-        self.model = None;
-        let (net, store, epoch, others) = (
-            self.node.net.clone(),
-            self.node.store.clone(),
-            self.epoch,
-            self.others(),
-        );
-        self.jobs.spawn(async move {
-            let source = transfer::model_source(&net, &store, round, &others).await;
-            Job::Source(epoch, branch, source)
-        });
-    }
-
-    fn prepare_audit(&mut self, order: AuditOrder) {
-        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
-        let zero = self.node.config.run.verification.accumulator_zero;
-        self.jobs.spawn(async move {
-            let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
-            let source = transfer::model_source(&net, &store, order.work.round.previous(), &others).await;
-            let shards = transfer::fetch_contribution(&net, &commit, &others)
-                .await
-                .unwrap_or_default();
-            let accumulators = transfer::accumulators(&net, &commit, zero, member).await;
-            Job::Audit(Box::new(AuditReady {
-                order,
-                source,
-                shards,
-                accumulators,
-            }))
-        });
-    }
-
     /// Who may hold blobs: the members, and whoever is linked.
-    fn others(&self) -> Vec<PeerId> {
+    pub(super) fn others(&self) -> Vec<PeerId> {
         let me = self.keys.id();
         let linked = self.node.net.connected();
         let all: BTreeSet<PeerId> = self
@@ -641,36 +419,4 @@ impl Driver {
         }
         self.node.status.send_replace(Some(status));
     }
-}
-
-/// The chain as the store holds it: the tip's state, and as much history as the protocol looks back on.
-fn read_chain(node: &Node) -> Result<(ChainState, Vec<(ChainState, Arc<Decided>)>), NodeError> {
-    let (config, store) = (&node.config.run, &node.store);
-    let genesis = ChainState::genesis(config);
-    let Some((_, tip, _)) = store.tip()? else {
-        return Ok((genesis, Vec::new()));
-    };
-    let window = config
-        .membership
-        .finality_rounds
-        .max(config.verification.verdict_rounds * 2)
-        + 2;
-    let from = Round(tip.0.saturating_sub(window));
-    let mut state = genesis;
-    if let Some((_, bytes)) = store.state_at_or_below(from)?.filter(|(round, _)| *round > Round(0)) {
-        state = ChainState::from_bytes(&bytes).map_err(|error| NodeError::Chain(error.to_string()))?;
-    }
-    let mut history = Vec::new();
-    while state.agreed.round < tip {
-        let round = state.agreed.round.next();
-        let decided = store
-            .record(round)?
-            .ok_or_else(|| NodeError::Chain(format!("record {round} is missing")))?;
-        let chain = |reason: String| NodeError::Chain(format!("record {round}: {reason}"));
-        let base = branch_base(&state, config, &decided, Scheme::Ed25519).map_err(chain)?;
-        let (next, _) = verify_next(&state, config, &decided, Scheme::Ed25519).map_err(chain)?;
-        history.push((base, Arc::new(decided)));
-        state = next;
-    }
-    Ok((state, history))
 }

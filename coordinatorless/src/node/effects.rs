@@ -1,0 +1,145 @@
+//! What the driver does for each effect of the core.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::driver::{AuditReady, Driver, Job};
+use super::{NodeError, Work, transfer};
+use crate::net::{Request, Response};
+use crate::protocol::event::{AuditOrder, Effect};
+use crate::types::*;
+use crate::wire::Body;
+
+impl Driver {
+    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), NodeError> {
+        for effect in effects {
+            self.effect(effect)?;
+        }
+        Ok(())
+    }
+
+    fn effect(&mut self, effect: Effect) -> Result<(), NodeError> {
+        match effect {
+            // Both return when the bytes are on disk: nothing after them leaves this peer before.
+            Effect::Persist(entry) => self.node.store.wal_append(&entry)?,
+            Effect::ClearWal => self.node.store.wal_clear()?,
+            Effect::Store { decided, state } => self.node.store.put(&decided, &state.to_bytes())?,
+            Effect::Broadcast(message) => {
+                let announced = matches!(message.body, Body::Join(_));
+                let frame = Bytes::from(message.to_frame());
+                if announced {
+                    self.node.net.announce(frame.clone());
+                }
+                self.node.net.broadcast(frame);
+            }
+            Effect::Send(to, message) => self.node.net.send(to, message.to_frame().into()),
+            Effect::SetTimer(timer, at) => drop(self.timers.insert(timer, at)),
+            Effect::CancelTimer(timer) => drop(self.timers.remove(&timer)),
+            Effect::Train(order) => {
+                self.training += 1;
+                let left = Duration::from_micros(order.until.saturating_sub(self.now()));
+                self.give(Work::Train {
+                    id: self.training,
+                    order,
+                    deadline: Instant::now() + left,
+                })?;
+            }
+            Effect::StopTraining(_) => self.node.host.stop.up_to(self.training),
+            Effect::Fetch { commit, providers, .. } => self.fetch(commit, providers),
+            Effect::Apply(decided) => {
+                self.applying.push_back(decided);
+                self.apply_next();
+            }
+            Effect::Rollback { branch, round } => {
+                self.node.store.truncate_above(round)?;
+                self.applying.clear();
+                self.load_model(branch, round);
+            }
+            Effect::Resync { round, .. } => {
+                // Whatever was wrong with the model in memory, it is built again from certified bytes.
+                let branch = self.state.chain().agreed.branch;
+                self.load_model(branch, round);
+            }
+            Effect::Audit(order) => self.prepare_audit(order),
+            Effect::AskRecords { peer, from } => {
+                let net = self.node.net.clone();
+                self.jobs.spawn(async move {
+                    match net
+                        .request(peer, Request::Records { from, max: 256 }, Duration::from_secs(10))
+                        .await
+                    {
+                        Ok(Response::Records(records)) => Job::Records(peer, records),
+                        _ => Job::Nothing,
+                    }
+                });
+            }
+            Effect::Members(members) => {
+                self.members = members;
+                self.keep_connections();
+            }
+            Effect::Notice(notice) => self.notice(notice),
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, commit: Commit, mut providers: Vec<PeerId>) {
+        if !self.fetching.insert(commit.blob) {
+            return;
+        }
+        providers.retain(|id| *id != self.keys.id());
+        let (net, check, blob) = (self.node.net.clone(), self.node.host.check.clone(), commit.blob);
+        self.jobs
+            .spawn(async move { Job::Wanted(blob, transfer::want(net, commit, providers, check).await) });
+    }
+
+    /// One record at a time: gathered, then applied.
+    pub(super) fn apply_next(&mut self) {
+        if self.busy {
+            return;
+        }
+        let Some(decided) = self.applying.pop_front() else {
+            return;
+        };
+        self.busy = true;
+        let (net, epoch, others) = (self.node.net.clone(), self.epoch, self.others());
+        self.jobs
+            .spawn(async move { Job::Gathered(epoch, transfer::gather(&net, decided, &others).await) });
+    }
+
+    /// Builds the model after `round` from the newest snapshot and the counted bytes since.
+    pub(super) fn load_model(&mut self, branch: Branch, round: Round) {
+        self.epoch += 1;
+        self.busy = true;
+        self.model = None;
+        let (net, store, epoch, others) = (
+            self.node.net.clone(),
+            self.node.store.clone(),
+            self.epoch,
+            self.others(),
+        );
+        self.jobs.spawn(async move {
+            let source = transfer::model_source(&net, &store, round, &others).await;
+            Job::Source(epoch, branch, source)
+        });
+    }
+
+    fn prepare_audit(&mut self, order: AuditOrder) {
+        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
+        let zero = self.node.config.run.verification.accumulator_zero;
+        self.jobs.spawn(async move {
+            let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
+            let source = transfer::model_source(&net, &store, order.work.round.previous(), &others).await;
+            let shards = transfer::fetch_contribution(&net, &commit, &others)
+                .await
+                .unwrap_or_default();
+            let accumulators = transfer::accumulators(&net, &commit, zero, member).await;
+            Job::Audit(Box::new(AuditReady {
+                order,
+                source,
+                shards,
+                accumulators,
+            }))
+        });
+    }
+}
