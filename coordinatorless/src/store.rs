@@ -353,6 +353,14 @@ impl Store {
         Ok(self.wal()?.append(entry)?)
     }
 
+    /// Whether the log was not there when the store was opened: whoever was a member before can't know what it signed (R19).
+    ///
+    /// # Errors
+    /// The store is read-only.
+    pub fn wal_was_lost(&self) -> Result<bool, StoreError> {
+        Ok(self.wal()?.created())
+    }
+
     /// The log's whole entries, oldest first; a torn or corrupt tail was cut off when the store was opened.
     pub fn wal_entries(&self) -> Result<Vec<Vec<u8>>, StoreError> {
         Ok(self.wal()?.entries().to_vec())

@@ -81,8 +81,10 @@ pub async fn run(node: Node) -> Result<(), NodeError> {
 impl Driver {
     async fn new(node: Node, keys: Keys) -> Result<Self, NodeError> {
         let (chain, history) = read_chain(&node)?;
-        // A height's log is whole unless the store says that it was torn away with its file.
-        let wal = Some(node.store.wal_entries()?);
+        // R19: a member whose log is gone listens for one round. A newcomer, or a run that begins, has signed nothing.
+        let begun = chain.agreed.round > Round(0);
+        let lost = begun && chain.member(&keys.id()).is_some() && node.store.wal_was_lost()?;
+        let wal = if lost { None } else { Some(node.store.wal_entries()?) };
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let setup = Setup {
             config: node.config.run.clone(),

@@ -165,7 +165,7 @@ impl State {
         let branch = branch_number(&mine);
         self.chain = Arc::new(self.chain.regrouped(&self.config, branch, &mine.survivors));
         self.out.push(Effect::StopTraining(self.height().1));
-        self.out.push(Effect::ClearWal);
+        // The log stays: after a crash this peer is on the old branch again, and must remember what it signed there.
         self.out.push(Effect::Members(self.chain.active().collect()));
         let round = self.height().1;
         self.out.push(Effect::Notice(Notice::Regrouped {

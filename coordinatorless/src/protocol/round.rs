@@ -420,11 +420,12 @@ impl State {
         let round = record.slot.round;
         self.note_timing(now, record);
         self.out.push(Effect::StopTraining(round));
-        self.out.push(Effect::ClearWal);
         self.out.push(Effect::Store {
             decided: decided.clone(),
             state: next.clone(),
         });
+        // Only now: a crash in between must find either the record or what was signed for it.
+        self.out.push(Effect::ClearWal);
         // R14: the certified model is another than mine.
         if self.model.is_some_and(|mine| mine != record.model_root) {
             let providers = decided

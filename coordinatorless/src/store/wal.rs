@@ -20,6 +20,7 @@ pub struct Wal {
     /// Where the last whole entry ends.
     end: u64,
     entries: Vec<Vec<u8>>,
+    created: bool,
 }
 
 impl Wal {
@@ -28,6 +29,7 @@ impl Wal {
         let folder = dir.join("wal");
         std::fs::create_dir_all(&folder)?;
         let path = folder.join("log");
+        let created = !path.exists();
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -47,7 +49,17 @@ impl Wal {
             file.set_len(end)?;
             file.sync_data()?;
         }
-        Ok(Self { file, end, entries })
+        Ok(Self {
+            file,
+            end,
+            entries,
+            created,
+        })
+    }
+
+    /// Whether there was no log before.
+    pub fn created(&self) -> bool {
+        self.created
     }
 
     /// The whole entries, oldest first.
