@@ -40,6 +40,8 @@ pub struct NodeConfig {
     pub secret: [u8; 32],
     /// Where its tokens are to be paid.
     pub payout_address: String,
+    /// Bytes of an accumulator: 4 for each parameter. An audited member's is fetched up to this length.
+    pub accumulator_bytes: u64,
     /// Files that joiners may fetch by hash: the manifest and the data shards.
     pub shared_files: Vec<PathBuf>,
     /// Take part up to this round, then serve until the others are there too, then stop.

@@ -105,6 +105,9 @@ pub struct State {
     leaving: bool,
     sequence: u64,
     last_round: Option<Round>,
+    /// What was signed since the last decision, as the log on disk holds it.
+    wal: Vec<Vec<u8>>,
+    log_whole: bool,
     /// After the last decided record.
     chain: Arc<ChainState>,
     /// States before each of the last records, with that record: `(state after round r-1, record r)` under `r`.
@@ -159,6 +162,8 @@ impl State {
             leaving: false,
             sequence: *sequence,
             last_round: setup.last_round,
+            wal: setup.wal.clone().unwrap_or_default(),
+            log_whole: setup.wal.is_some(),
             history: states.collect(),
             voters: Arc::new(chain.voters()),
             assignment: chain.assignment(config),
@@ -181,13 +186,13 @@ impl State {
         }
     }
 
-    /// Begins the round after the chain's last, with what the log holds of it.
-    pub fn start(&mut self, now: Micros, wal: Option<&[Vec<u8>]>) -> Vec<Effect> {
+    /// Begins the round after the chain's last.
+    pub fn start(&mut self, now: Micros) -> Vec<Effect> {
         self.out.push(Effect::SetTimer(Timer::Beat, now + BEAT));
         self.out.push(Effect::Members(self.chain.active().collect()));
         // Who votes alone has nobody to listen to, and nobody to deceive.
-        let alone = self.chain.voters().len() == 1;
-        self.start_round(now, wal.or(alone.then_some(&[])));
+        let vote = self.log_whole || self.chain.voters().len() == 1;
+        self.start_round(now, vote);
         self.order_audits();
         std::mem::take(&mut self.out)
     }
@@ -253,10 +258,7 @@ impl State {
 
     /// Shards of the commits of the round in progress.
     pub fn current_shards(&self) -> impl Iterator<Item = Hash> + '_ {
-        self.round
-            .commits
-            .values()
-            .flat_map(|one| one.commit.shards.iter().copied())
+        self.round.shards()
     }
 
     /// Whether this peer has done all that it was asked to do.
@@ -301,7 +303,8 @@ impl State {
             // A member of a branch, or of a future, that this peer doesn't know yet: worth asking, not worth believing.
             return self.maybe_behind(now, signer, slot);
         }
-        if self.is_member(&signer) {
+        // Only what a member hands over itself shows that it lives: others pass its messages on, or play them again.
+        if from == signer && self.is_member(&signer) {
             self.heard.insert(signer, (now, self.height().1));
         }
         match &message.body {
@@ -331,6 +334,7 @@ impl State {
         self.tell_have(now);
         self.repair(now);
         self.try_propose(now);
+        self.repeat_proof();
         self.maybe_regroup(now);
     }
 

@@ -27,7 +27,7 @@ use crate::kit::Kit;
 use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::reporter::Reporter;
-use crate::{side, worker};
+use crate::{disk, side, worker};
 
 /// What a peer is started with. Its directory holds the run's configuration and data.
 pub struct Start {
@@ -66,6 +66,7 @@ pub async fn run(start: Start) -> Result<()> {
     } = start;
     let config = dir.run_config()?;
     let kit = Arc::new(Kit::open(config.clone(), &dir, threads(local.threads)?)?);
+    disk::must_fit(&config, kit.data.manifest(), local.max_disk)?;
     let mut log = EventLog::open(dir.path())?;
     log.write(Event::Started {
         peer: keys.id(),
@@ -95,6 +96,7 @@ pub async fn run(start: Start) -> Result<()> {
         net.clone(),
         log,
         Progress::new(false),
+        local.max_disk.map(|bytes| bytes.0),
     );
     let reporting = tokio::spawn(reporter.run(notices, evals, status));
     let listening = tokio::spawn(leave_on_signal(commands_sender));
@@ -104,9 +106,11 @@ pub async fn run(start: Start) -> Result<()> {
             run: Arc::new(config),
             secret: keys.secret(),
             payout_address: local.payout_address.unwrap_or_default(),
+            accumulator_bytes: 4 * kit.codec.params() as u64,
             shared_files: shared_files(&dir, &kit),
             last_round: last_round.map(Round),
-            disk_budget: local.max_disk.map(|bytes| bytes.0),
+            // The reporter tells, once, when the disk's limit is passed; nothing could be dropped for it.
+            disk_budget: None,
         },
         store: Arc::new(store),
         net,

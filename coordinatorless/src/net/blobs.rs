@@ -373,7 +373,8 @@ impl Blobs {
     pub fn retain(&self, keep: &HashSet<Hash>) {
         let mut state = self.keep();
         state.wanted = keep.iter().map(|&hash| iroh(hash)).collect();
-        state.due_until = Some(Instant::now() + FRESH + 2 * COLLECT);
+        // Collection runs only while everything newer than this list still counts as fresh.
+        state.due_until = Some(Instant::now() + FRESH);
     }
 
     /// Bytes that the store takes on disk.

@@ -28,7 +28,7 @@ const SPARE_ACCUMULATORS: u64 = 4;
 /// A finished piece of background work.
 pub(super) enum Job {
     Wanted(Hash, Wanted),
-    Gathered(u64, Step),
+    Gathered(u64, Result<Step, String>),
     Source(u64, Branch, Result<ModelSource, String>),
     Audit(Box<AuditReady>),
     Records(PeerId, Vec<Decided>),
@@ -91,7 +91,7 @@ impl Driver {
             keys: keys.clone(),
             chain,
             history,
-            wal: wal.clone(),
+            wal,
             join: Some(node.config.payout_address.clone()),
             sequence: u64::try_from(since_epoch.as_millis()).unwrap_or(0) * 1000,
             last_round: node.config.last_round,
@@ -123,7 +123,7 @@ impl Driver {
         };
         let round = driver.state.chain().agreed.round;
         let branch = driver.state.chain().agreed.branch;
-        let effects = driver.state.start(driver.now(), wal.as_deref());
+        let effects = driver.state.start(driver.now());
         driver.carry_out(effects)?;
         driver.load_model(branch, round);
         Ok(driver)
@@ -330,15 +330,31 @@ impl Driver {
                     Wanted::Missing => Ok(()),
                 }
             }
-            Job::Gathered(epoch, step) if epoch == self.epoch => {
+            Job::Gathered(epoch, Ok(step)) if epoch == self.epoch => {
                 let round = step.decided.record.slot.round;
                 let snapshot = round.0 % self.node.config.run.storage.snapshot_rounds == 0;
                 self.give(Work::Apply { epoch, step, snapshot })
             }
+            Job::Gathered(epoch, Err(reason)) if epoch == self.epoch => {
+                tracing::warn!(reason, "catching up by a snapshot instead");
+                self.applying.clear();
+                let agreed = &self.state.chain().agreed;
+                self.load_model(agreed.branch, agreed.round);
+                Ok(())
+            }
             Job::Source(epoch, branch, Ok(source)) if epoch == self.epoch => {
                 self.give(Work::Load { epoch, branch, source })
             }
-            Job::Source(epoch, _, Err(reason)) if epoch == self.epoch => Err(NodeError::Chain(reason)),
+            Job::Source(epoch, _, Err(reason)) if epoch == self.epoch => {
+                // Nobody can give it right now; somebody may come back who can.
+                self.notice(Notice::Warning(format!(
+                    "the model cannot be built yet, trying again: {reason}"
+                )));
+                self.applying.clear();
+                let agreed = &self.state.chain().agreed;
+                self.load_model(agreed.branch, agreed.round);
+                Ok(())
+            }
             Job::Audit(ready) => {
                 // Who is not heard has not refused to answer: no verdict at all.
                 let member = ready.order.contribution.member;

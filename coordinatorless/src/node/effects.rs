@@ -126,6 +126,7 @@ impl Driver {
 
     fn prepare_audit(&mut self, order: AuditOrder) {
         let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
+        let limit = self.node.config.accumulator_bytes;
         let zero = self.node.config.run.verification.accumulator_zero;
         self.jobs.spawn(async move {
             let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
@@ -133,7 +134,7 @@ impl Driver {
             let shards = transfer::fetch_contribution(&net, &commit, &others)
                 .await
                 .unwrap_or_default();
-            let accumulators = transfer::accumulators(&net, &commit, zero, member).await;
+            let accumulators = transfer::accumulators(&net, &commit, zero, member, limit).await;
             Job::Audit(Box::new(AuditReady {
                 order,
                 source,

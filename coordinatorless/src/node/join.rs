@@ -7,11 +7,11 @@
 
 use std::time::Duration;
 
-use super::transfer::{SnapshotEntry, set_snapshots};
+use super::transfer;
 use crate::config::{ConfigError, RunConfig};
 use crate::net::{Net, Request, Response};
 use crate::protocol::chain::ChainState;
-use crate::protocol::sync::verify_next;
+use crate::protocol::sync::{fork_share, verify_next};
 use crate::store::{Store, StoreError};
 use crate::ticket::Ticket;
 use crate::types::*;
@@ -95,8 +95,9 @@ pub async fn chain(
     peers: &[PeerId],
 ) -> Result<Round, JoinError> {
     let (_, checkpoint, hash) = ticket.checkpoint;
+    // What an earlier attempt left behind is fetched again: it may have come from someone else.
+    store.truncate_above(Round(0))?;
     let mut state = ChainState::genesis(config);
-    let mut records: Vec<Decided> = Vec::new();
     let mut met = checkpoint == Round(0);
     loop {
         let from = state.agreed.round.next();
@@ -107,8 +108,15 @@ pub async fn chain(
         }
         for decided in batch {
             let round = decided.record.slot.round;
-            let (next, _) = verify_next(&state, config, &decided, Scheme::Ed25519)
-                .map_err(|reason| JoinError::Record { round, reason })?;
+            let invalid = |reason: String| JoinError::Record { round, reason };
+            // Who went on alone may have done so against everyone else; a ticket from their branch says that it is wanted.
+            let share = fork_share(&state, config, &decided, Scheme::Ed25519);
+            if round > checkpoint && share.is_some_and(|share| share <= 500) {
+                return Err(invalid(
+                    "a minority went on alone here, after the ticket was made; ask for a fresh ticket".into(),
+                ));
+            }
+            let (next, _) = verify_next(&state, config, &decided, Scheme::Ed25519).map_err(invalid)?;
             if round == checkpoint {
                 met = next.agreed.record == hash;
                 if !met {
@@ -120,7 +128,6 @@ pub async fn chain(
             }
             store.put(&decided, &next.to_bytes())?;
             state = next;
-            records.push(decided);
         }
     }
     if !met {
@@ -129,23 +136,8 @@ pub async fn chain(
             hash,
         });
     }
-    if let (_, Response::Snapshot(info)) = ask(net, peers, Request::Snapshot).await? {
-        // Only a root that a certified record names is worth fetching.
-        let certified = records
-            .iter()
-            .find(|decided| decided.record.slot.round == info.round.next());
-        if certified.is_some_and(|next| next.record.model_root == info.model_root) {
-            let (branch, round) = (info.branch, info.round);
-            set_snapshots(
-                store,
-                &[SnapshotEntry {
-                    branch,
-                    round,
-                    model_root: info.model_root,
-                    model_len: info.model_len,
-                }],
-            )?;
-        }
-    }
+    // A young run has no snapshot yet: then everything that was counted is still there.
+    let offered = transfer::offered_snapshots(net, store, peers).await;
+    transfer::set_snapshots(store, &offered)?;
     Ok(state.agreed.round)
 }

@@ -1,12 +1,12 @@
 //! Bytes in and out: contributions fetched from several providers and checked, models rebuilt from snapshots.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::{Check, ModelSource, Step};
-use crate::net::Net;
+use crate::net::{Net, Request, Response, SnapshotInfo};
 use crate::store::Store;
 use crate::types::*;
 
@@ -14,8 +14,13 @@ use crate::types::*;
 pub const MAX_SHARD: u64 = 4 << 20;
 /// One attempt to fetch one shard.
 const SHARD_DEADLINE: Duration = Duration::from_secs(10);
-/// Attempts to fetch what a decided record needs before it is said aloud; it goes on after that.
+/// Between attempts to fetch what a decided record counted, and how long they go on.
 const PAUSE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a peer may take to name its snapshot, how many are asked, and what is too long to be a model.
+const ANSWER: Duration = Duration::from_secs(5);
+const MAX_ASKED: usize = 8;
+const MAX_MODEL: u64 = 1 << 40;
 
 /// Where snapshots are listed in the store.
 const SNAPSHOTS: &str = "snapshots";
@@ -95,9 +100,9 @@ pub async fn want(net: Net, commit: Commit, providers: Vec<PeerId>, check: Check
     }
 }
 
-/// Gathers what a decided record counted, from its voters and anyone else, for as long as it takes: it was certified, so more than a
-/// third of the honest weight holds it (R11).
-pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Step {
+/// Gathers what a decided record counted, from its voters and anyone else. It was certified, so more than a third of the honest
+/// weight held it then (R11); after two snapshots everyone may have let it go, and a snapshot is the way to get on.
+pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Result<Step, String> {
     let mut shards = Vec::with_capacity(decided.record.contributions.len());
     for one in &decided.record.contributions {
         let voters = decided.certificate.votes.iter().map(|(id, _)| *id);
@@ -106,28 +111,52 @@ pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Step
             .chain(others.iter().copied())
             .collect();
         providers.retain(|id| *id != net.id());
-        loop {
+        let began = Instant::now();
+        let bytes = loop {
             match fetch_contribution(net, &one.commit, &providers).await {
-                Ok(bytes) => {
-                    shards.push(bytes);
-                    break;
+                Ok(bytes) => break bytes,
+                Err(reason) if began.elapsed() > PATIENCE => {
+                    let (round, member) = (decided.record.slot.round, one.member.short());
+                    return Err(format!(
+                        "the contribution of {member} to round {round} cannot be had: {reason}"
+                    ));
                 }
-                Err(reason) => {
-                    tracing::debug!(member = %one.member.short(), reason, "a counted contribution is not here yet");
-                    tokio::time::sleep(PAUSE).await;
-                    let by = 1.min(providers.len());
-                    providers.rotate_left(by);
-                }
+                Err(_) => tokio::time::sleep(PAUSE).await,
             }
-        }
+            let by = 1.min(providers.len());
+            providers.rotate_left(by);
+        };
+        shards.push(bytes);
     }
-    Step { decided, shards }
+    Ok(Step { decided, shards })
 }
 
-/// The model after `round`: from the newest snapshot at or before it that can be had, and the counted bytes since.
+/// The model after `round`: from the newest snapshot at or before it that can be had, and the counted bytes since. First with what
+/// is known here; where that fails, with snapshots that others offer and the chain certifies.
 pub async fn model_source(net: &Net, store: &Store, round: Round, others: &[PeerId]) -> Result<ModelSource, String> {
-    let mut usable: Vec<SnapshotEntry> = snapshots(store);
+    let known = snapshots(store);
+    match source_from(net, store, round, others, known.clone()).await {
+        Ok(source) => Ok(source),
+        Err(first) => {
+            let mut offered = offered_snapshots(net, store, others).await;
+            offered.retain(|entry| !known.contains(entry));
+            if offered.is_empty() {
+                return Err(first);
+            }
+            source_from(net, store, round, others, offered).await
+        }
+    }
+}
+
+async fn source_from(
+    net: &Net,
+    store: &Store,
+    round: Round,
+    others: &[PeerId],
+    mut usable: Vec<SnapshotEntry>,
+) -> Result<ModelSource, String> {
     usable.retain(|entry| entry.round <= round && on_chain(store, entry));
+    usable.sort_by_key(|entry| (entry.round, entry.model_len));
     let mut base = (Round(0), None);
     while let Some(entry) = usable.pop() {
         match snapshot_bytes(net, &entry, others).await {
@@ -147,7 +176,7 @@ pub async fn model_source(net: &Net, store: &Store, round: Round, others: &[Peer
             .record(at)
             .map_err(|error| error.to_string())?
             .ok_or(format!("record {at} is missing"))?;
-        steps.push(gather(net, Arc::new(decided), others).await);
+        steps.push(gather(net, Arc::new(decided), others).await?);
         at = at.next();
     }
     Ok(ModelSource {
@@ -155,6 +184,35 @@ pub async fn model_source(net: &Net, store: &Store, round: Round, others: &[Peer
         round: base.0,
         steps,
     })
+}
+
+/// The newest snapshot of each peer that answers; only roots that a certified record names are worth anything.
+pub async fn offered_snapshots(net: &Net, store: &Store, peers: &[PeerId]) -> Vec<SnapshotEntry> {
+    let mut offered = Vec::new();
+    for peer in peers.iter().take(MAX_ASKED) {
+        let Ok(Response::Snapshot(info)) = net.request(*peer, Request::Snapshot, ANSWER).await else {
+            continue;
+        };
+        let after = Round(info.round.0.saturating_add(1));
+        let certifying = store.record(after).ok().flatten();
+        if certifying.is_some_and(|next| next.record.model_root == info.model_root) && info.model_len <= MAX_MODEL {
+            let SnapshotInfo {
+                branch,
+                round,
+                model_root,
+                model_len,
+            } = info;
+            offered.push(SnapshotEntry {
+                branch,
+                round,
+                model_root,
+                model_len,
+            });
+        }
+    }
+    offered.sort_by_key(|entry| (entry.round, entry.model_len));
+    offered.dedup();
+    offered
 }
 
 /// Whether the record after the snapshot certifies it.
@@ -185,9 +243,14 @@ async fn snapshot_bytes(net: &Net, entry: &SnapshotEntry, others: &[PeerId]) -> 
         .ok_or("it vanished from the store".into())
 }
 
-/// An audited member's accumulators, by the roots it committed to.
-pub async fn accumulators(net: &Net, commit: &Commit, zero: Hash, member: PeerId) -> Option<(Bytes, Bytes)> {
-    let limit = 16 << 30;
+/// An audited member's accumulators, by the roots it committed to, of at most `limit` bytes each.
+pub async fn accumulators(
+    net: &Net,
+    commit: &Commit,
+    zero: Hash,
+    member: PeerId,
+    limit: u64,
+) -> Option<(Bytes, Bytes)> {
     let mut found = Vec::new();
     for root in [commit.accumulator_before, commit.accumulator_after] {
         if root == zero {

@@ -119,6 +119,14 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, seed:
     let (expired, open): (Vec<_>, Vec<_>) = open.into_iter().partition(|open| open.drawn.0 + horizon <= now.0);
     state.agreed.audits = open;
     for audit in expired {
+        // Work is paid only after it could have been audited: who went away before that is not paid for it.
+        let gone = state
+            .member(&audit.member)
+            .is_none_or(|member| member.standing == super::membership::Standing::Away);
+        if gone {
+            state.ledger.void(audit.member, audit.round);
+            continue;
+        }
         // An accusation whose second auditor was lost is drawn again, so that outlasting one auditor is no way out.
         if audit.draw == 1
             && let Some(auditor) = auditor(
@@ -137,8 +145,13 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, seed:
             });
         }
     }
-    let standing: Vec<PeerId> = state.active().collect();
-    state.agreed.audits.retain(|open| standing.contains(&open.member));
+    // Going away is no way out of an audit; being barred already is.
+    let members = std::mem::take(&mut state.agreed.members);
+    state.agreed.audits.retain(|open| {
+        let member = members.iter().find(|member| member.id == open.member);
+        member.is_none_or(|member| member.standing != super::membership::Standing::Banned)
+    });
+    state.agreed.members = members;
     state.agreed.audits.sort();
 }
 

@@ -72,12 +72,7 @@ impl State {
     }
 
     pub(super) fn blob_held(&mut self, now: Micros, blob: Hash) {
-        if !self
-            .round
-            .commits
-            .values()
-            .any(|contribution| contribution.commit.blob == blob)
-        {
+        if self.round.author(&blob).is_none() {
             return;
         }
         if self.round.held.insert(blob) {
@@ -90,14 +85,7 @@ impl State {
     }
 
     pub(super) fn blob_bad(&mut self, now: Micros, blob: Hash, reason: String) {
-        let author = self
-            .round
-            .commits
-            .values()
-            .find(|contribution| contribution.commit.blob == blob);
-        let Some(member) = author.map(|contribution| contribution.member) else {
-            return;
-        };
+        let Some(member) = self.round.author(&blob) else { return };
         self.round.bad.insert(blob);
         self.reject(member, "contribution", reason);
         self.try_propose(now);
@@ -118,7 +106,9 @@ impl State {
         {
             return;
         }
-        self.compare_tips(now, signer, &have);
+        if self.is_member(&signer) || !self.is_member(&self.keys.id()) {
+            self.compare_tips(now, signer, &have);
+        }
         if !self.is_member(&signer) {
             // Someone who missed its own lapse, or a newcomer: nobody else tells it where the run is.
             if let Some(mine) = self
@@ -200,6 +190,7 @@ impl State {
     pub(super) fn repair(&mut self, now: Micros) {
         let waiting: Vec<PeerId> = self.round.commits.keys().copied().collect();
         waiting.into_iter().for_each(|member| self.fetch(member));
+        self.fetch_named();
         let slot = self.chain.next_slot();
         let mut sends = Vec::new();
         for (id, have) in self

@@ -340,7 +340,7 @@ impl ChainState {
                 if join.slot.run != slot.run
                     || join.slot.branch != slot.branch
                     || join.slot.round > slot.round
-                    || join.slot.round.0 + JOIN_ROUNDS < slot.round.0
+                    || join.slot.round.0.saturating_add(JOIN_ROUNDS) < slot.round.0
                 {
                     return refuse("for another run or branch, or too old");
                 }
@@ -370,7 +370,9 @@ impl ChainState {
                     Some(member) if member.standing == Standing::Active => member.joined,
                     _ => return refuse("not an active member"),
                 };
-                let fresh = leave.slot.round >= joined && leave.slot.round.0 + JOIN_ROUNDS >= slot.round.0;
+                let fresh = leave.slot.round >= joined
+                    && leave.slot.round <= slot.round
+                    && leave.slot.round.0.saturating_add(JOIN_ROUNDS) >= slot.round.0;
                 if leave.slot.run != slot.run || leave.slot.branch != slot.branch || !fresh {
                     return refuse("for another run or branch, or too old");
                 }
@@ -581,7 +583,10 @@ impl ChainState {
             if let Some(contribution) = counted {
                 member.work.push((round, tokens));
                 member.accumulator = contribution.commit.accumulator_after;
-                self.ledger.grant(config, *id, round, tokens);
+                // Barred by this very record: what it delivered is in the model, but is not paid.
+                if member.standing != Standing::Banned {
+                    self.ledger.grant(config, *id, round, tokens);
+                }
                 self.agreed.tokens = self.agreed.tokens.saturating_add(tokens);
             }
         }
@@ -724,3 +729,6 @@ fn equal<T: PartialEq + std::fmt::Debug>(what: &'static str, expected: &T, found
         found: format!("{found:?}"),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,13 +13,18 @@ use crate::wire::{Body, Scheme, Signed};
 /// How long one attempt is given before a new one narrows it down.
 const ATTEMPT: Micros = 3 * SECOND;
 
+/// Attempts remembered, of this peer and of others; one further ahead is not believed.
+const REMEMBERED: u32 = 8;
+
 /// What belongs to the stuck round.
 #[derive(Default)]
 pub(super) struct RegroupState {
-    /// This peer's latest statement, and when it was first made.
-    mine: Option<(Signed, Micros)>,
-    /// The latest statement of each member.
-    statements: BTreeMap<PeerId, (Regroup, Signature)>,
+    /// This peer's statements by attempt: one for each, never another.
+    mine: BTreeMap<u32, Signed>,
+    /// When the latest was first made.
+    since: Micros,
+    /// Statements of members by attempt.
+    statements: BTreeMap<(u32, PeerId), (Regroup, Signature)>,
     /// The statements that this branch began with, until its first record is decided.
     proof: Vec<(PeerId, Regroup, Signature)>,
 }
@@ -34,21 +39,28 @@ impl RegroupState {
 }
 
 impl State {
+    /// On a branch without a record, says again why it began: who missed a statement may still be waiting on the old one.
+    pub(super) fn repeat_proof(&mut self) {
+        for (signer, statement, signature) in self.regroup.proof.clone() {
+            let body = Body::Regroup(statement);
+            self.out.push(Effect::Broadcast(Signed {
+                signer,
+                body,
+                signature,
+            }));
+        }
+    }
+
     /// Once a second: is the decision overdue, and is too little weight left to ever decide?
     pub(super) fn maybe_regroup(&mut self, now: Micros) {
         let me = self.keys.id();
-        if self.config.membership.on_quorum_loss == QuorumLoss::Halt
-            || !self.is_member(&me)
-            || self.leaving
-            || self.is_finished()
-        {
+        let halt = self.config.membership.on_quorum_loss == QuorumLoss::Halt;
+        if halt || !self.is_member(&me) || self.leaving || self.is_finished() {
             return;
         }
         let alive = self.alive(now);
         let weight: u64 = alive.iter().map(|id| self.voters.weight_of(id)).sum();
-        let prompted = !self.regroup.statements.is_empty();
         if self.voters.quorum(weight) {
-            self.regroup.mine = None;
             return;
         }
         let time = &self.config.timing;
@@ -60,6 +72,7 @@ impl State {
         };
         let overdue = micros(time.collect_secs + time.fetch_secs + self.config.membership.regroup_secs * factor);
         // Whoever is asked to regroup, and has lost the quorum too, needn't wait out the rest of its own patience.
+        let prompted = !self.regroup.statements.is_empty();
         let patience = if prompted { overdue / 2 } else { overdue };
         if now < self.round.began + patience {
             return;
@@ -68,51 +81,47 @@ impl State {
         self.try_regroup(now);
     }
 
-    /// Signs who is left: again each second, narrowed down when others name others.
+    /// Signs who is left: said again each second, narrowed down in a new attempt when others name others.
     fn state_survivors(&mut self, now: Micros, alive: Vec<PeerId>) {
-        let me = self.keys.id();
-        let attempts = self
+        let theirs = self
             .regroup
             .statements
-            .iter()
-            .filter(|(id, _)| alive.contains(id))
-            .map(|(_, (s, _))| s.attempt);
-        let highest = attempts.max().unwrap_or(0);
-        let current = match &self.regroup.mine {
-            Some((message, since)) => match &message.body {
-                Body::Regroup(mine) if mine.attempt >= highest && now < since + ATTEMPT => Some(message.clone()),
-                Body::Regroup(mine) => {
-                    let attempt = if now < since + ATTEMPT {
-                        highest
-                    } else {
-                        highest.max(mine.attempt) + 1
-                    };
-                    return self.sign_survivors(now, attempt, alive);
-                }
-                _ => None,
-            },
-            None => None,
-        };
-        match current {
-            Some(message) => self.out.push(Effect::Broadcast(message)),
-            None => {
-                let attempt = highest.max(1);
-                debug_assert!(alive.contains(&me));
-                self.sign_survivors(now, attempt, alive);
+            .keys()
+            .filter(|(_, id)| alive.contains(id))
+            .map(|(attempt, _)| *attempt);
+        let highest = theirs.max().unwrap_or(1);
+        match self.regroup.mine.last_key_value() {
+            Some((attempt, message)) if *attempt >= highest && now < self.regroup.since + ATTEMPT => {
+                let message = message.clone();
+                self.out.push(Effect::Broadcast(message));
             }
+            Some((attempt, _)) => {
+                let next = highest.max(attempt.saturating_add(1));
+                self.sign_survivors(now, next, alive);
+            }
+            None => self.sign_survivors(now, highest, alive),
         }
     }
 
-    /// One statement for each attempt: survivors are those alive whom no other survivor leaves out.
+    /// One statement for each attempt: survivors are those alive whom no other survivor leaves out, and who, after two attempts,
+    /// have said anything at all.
     fn sign_survivors(&mut self, now: Micros, attempt: u32, alive: Vec<PeerId>) {
         let me = self.keys.id();
-        let named_by_all = |id: &PeerId| {
-            let mut others = self.regroup.statements.iter().filter(|(other, (statement, _))| {
-                alive.contains(other) && statement.survivors.contains(&me) && statement.attempt + 1 >= attempt
-            });
-            *id == me || others.all(|(_, (statement, _))| statement.survivors.contains(id))
+        let recent = |at: u32| at.saturating_add(2) >= attempt;
+        let stated = |id: &PeerId| {
+            self.regroup
+                .statements
+                .keys()
+                .any(|(at, other)| other == id && recent(*at))
         };
-        let survivors: Vec<PeerId> = alive.iter().copied().filter(named_by_all).collect();
+        let named_by_all = |id: &PeerId| {
+            let mut others = self.regroup.statements.iter().filter(|((at, other), (statement, _))| {
+                at.saturating_add(1) >= attempt && alive.contains(other) && statement.survivors.contains(&me)
+            });
+            others.all(|(_, (statement, _))| statement.survivors.contains(id))
+        };
+        let goes_on = |id: &PeerId| *id == me || ((attempt <= 2 || stated(id)) && named_by_all(id));
+        let survivors: Vec<PeerId> = alive.iter().copied().filter(goes_on).collect();
         let statement = Regroup {
             slot: self.chain.next_slot(),
             attempt,
@@ -121,7 +130,11 @@ impl State {
             survivors,
         };
         let message = self.broadcast(Body::Regroup(statement));
-        self.regroup.mine = Some((message, now));
+        self.regroup.mine.insert(attempt, message);
+        self.regroup.since = now;
+        while self.regroup.mine.len() as u32 > REMEMBERED {
+            self.regroup.mine.pop_first();
+        }
     }
 
     pub(super) fn regroup_statement(&mut self, now: Micros, message: Signed) {
@@ -133,53 +146,77 @@ impl State {
         if !members || !statement.survivors.is_sorted() || !statement.survivors.contains(&message.signer) {
             return self.reject(message.signer, "regroup", "names strangers, or not its signer".into());
         }
-        // Never back to a lower attempt.
-        if self
-            .regroup
-            .statements
-            .get(&message.signer)
-            .is_some_and(|(known, _)| known.attempt > statement.attempt)
-        {
-            return;
+        let known = self.regroup.mine.last_key_value().map_or(1, |(attempt, _)| *attempt);
+        if statement.attempt == 0 || statement.attempt > known.saturating_add(REMEMBERED) {
+            return self.reject(message.signer, "regroup", "an attempt far ahead of any other".into());
         }
+        let key = (statement.attempt, message.signer);
         self.regroup
             .statements
-            .insert(message.signer, (statement, message.signature));
+            .entry(key)
+            .or_insert((statement, message.signature));
+        // Old attempts of the same peer make room: so many of each at most.
+        let of_signer = self
+            .regroup
+            .statements
+            .keys()
+            .filter(|(_, id)| *id == message.signer)
+            .copied();
+        let surplus: Vec<_> = of_signer.collect();
+        for key in surplus.iter().rev().skip(REMEMBERED as usize) {
+            self.regroup.statements.remove(key);
+        }
         self.try_regroup(now);
     }
 
-    /// Goes on as a new branch once every survivor has signed the same.
+    /// Goes on as a new branch once every survivor has signed the same as this peer did in some attempt.
     fn try_regroup(&mut self, now: Micros) {
-        let Some((message, _)) = &self.regroup.mine else { return };
-        let Body::Regroup(mine) = message.body.clone() else {
+        let complete = self
+            .regroup
+            .mine
+            .values()
+            .rev()
+            .find_map(|message| self.proof_of(message));
+        let Some(proof) = complete else { return };
+        let Some((_, mine, _)) = proof.first().cloned() else {
             return;
         };
-        let mut proof = vec![(self.keys.id(), mine.clone(), message.signature)];
-        for id in mine.survivors.iter().filter(|id| **id != self.keys.id()) {
-            match self.regroup.statements.get(id) {
-                Some((other, signature)) if agrees(other, &mine) => proof.push((*id, other.clone(), *signature)),
-                _ => return,
-            }
-        }
-        proof.sort_by_key(|(id, _, _)| *id);
         let branch = branch_number(&mine);
         self.chain = Arc::new(self.chain.regrouped(&self.config, branch, &mine.survivors));
         self.out.push(Effect::StopTraining(self.height().1));
         // The log stays: after a crash this peer is on the old branch again, and must remember what it signed there.
         self.out.push(Effect::Members(self.chain.active().collect()));
         let round = self.height().1;
+        let survivors = mine.survivors;
         self.out.push(Effect::Notice(Notice::Regrouped {
             branch,
             round,
-            survivors: mine.survivors,
+            survivors,
         }));
         self.parent_view = 0;
-        self.start_round(now, Some(&[]));
+        self.start_round(now, true);
         self.regroup.proof = proof;
         if let Some(root) = self.model {
             let (branch, round) = (self.chain.agreed.branch, self.chain.agreed.round);
             self.applied(now, branch, round, root);
         }
+    }
+
+    /// The statements of all survivors that this one of mine names, if they are there and agree.
+    fn proof_of(&self, message: &Signed) -> Option<Vec<(PeerId, Regroup, Signature)>> {
+        let Body::Regroup(mine) = &message.body else {
+            return None;
+        };
+        let mut proof = vec![(self.keys.id(), mine.clone(), message.signature)];
+        for id in mine.survivors.iter().filter(|id| **id != self.keys.id()) {
+            let (other, signature) = self.regroup.statements.get(&(mine.attempt, *id))?;
+            if !agrees(other, mine) {
+                return None;
+            }
+            proof.push((*id, other.clone(), *signature));
+        }
+        proof.sort_by_key(|(id, _, _)| *id);
+        Some(proof)
     }
 }
 

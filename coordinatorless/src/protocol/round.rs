@@ -47,20 +47,37 @@ struct Timing {
     agree: Micros,
 }
 
-/// A proposal that waits for its blobs (R11).
+/// A proposal that follows the rules of the chain and waits for its blobs (R11).
 struct Check {
     view: View,
     came: Micros,
     hash: Hash,
     record: Arc<Record>,
-    /// It follows the rules of the chain; what remains is to hold it.
-    lawful: bool,
 }
 
 impl RoundState {
     pub fn keep_early(&mut self, message: Signed) {
         // Members only, one each: bounded by the membership.
         self.early.insert(message.signer, message);
+    }
+
+    /// Who committed to this blob, in a commit or as a proposal names it.
+    pub fn author(&self, blob: &Hash) -> Option<PeerId> {
+        let named = self.checks.iter().flat_map(|check| &check.record.contributions);
+        self.commits
+            .values()
+            .chain(named)
+            .find(|one| one.commit.blob == *blob)
+            .map(|one| one.member)
+    }
+
+    /// Shards of every commit in play.
+    pub fn shards(&self) -> impl Iterator<Item = Hash> + '_ {
+        let named = self.checks.iter().flat_map(|check| &check.record.contributions);
+        self.commits
+            .values()
+            .chain(named)
+            .flat_map(|one| one.commit.shards.iter().copied())
     }
 
     pub fn load(&self) -> usize {
@@ -70,7 +87,7 @@ impl RoundState {
 
 impl State {
     /// Begins the round after the chain's last record.
-    pub(super) fn start_round(&mut self, now: Micros, wal: Option<&[Vec<u8>]>) {
+    pub(super) fn start_round(&mut self, now: Micros, vote: bool) {
         self.voters = Arc::new(self.chain.voters());
         self.assignment = self.chain.assignment(&self.config);
         let early = std::mem::take(&mut self.round.early);
@@ -94,13 +111,13 @@ impl State {
             now + micros(self.config.timing.collect_secs),
         ));
         let (branch, round) = self.height();
-        match wal.filter(|_| !self.is_finished()) {
-            Some(wal) => {
-                let outputs = self.agreement.start(now, branch, round, self.voters.clone(), wal);
-                self.agreed(now, outputs);
-            }
+        if vote && !self.is_finished() {
+            // What the log holds of other heights is skipped; of this one, nothing may be signed otherwise again.
+            let outputs = self.agreement.start(now, branch, round, self.voters.clone(), &self.wal);
+            self.agreed(now, outputs);
+        } else {
             // R19: the log is gone; a vote of this height may have been sent. Listen for one round.
-            None => self.agreement.stop(),
+            self.agreement.stop();
         }
         for message in early.into_values() {
             self.commit(now, message);
@@ -182,7 +199,10 @@ impl State {
                     self.try_propose(now);
                 }
                 Output::Check { view, record, .. } => self.examine(now, view, record),
-                Output::Persist(entry) => self.out.push(Effect::Persist(entry)),
+                Output::Persist(entry) => {
+                    self.wal.push(entry.clone());
+                    self.out.push(Effect::Persist(entry));
+                }
                 Output::Publish(message) => {
                     self.round.voting_since.get_or_insert(now);
                     self.out.push(Effect::Broadcast(message));
@@ -276,7 +296,7 @@ impl State {
             let says = |voter: &PeerId| {
                 self.haves.get(voter).is_some_and(|have| {
                     have.slot.branch == slot.branch
-                        && have.slot.round.0 + 1 >= slot.round.0
+                        && have.slot.round >= slot.round.previous()
                         && have.heard.binary_search(id).is_err()
                 })
             };
@@ -329,16 +349,38 @@ impl State {
                 },
             );
         }
-        if self.round.checks.len() < MAX_CHECKS {
+        if lawful {
+            if self.round.checks.len() >= MAX_CHECKS {
+                self.round.checks.remove(0);
+            }
+            let came = now;
             self.round.checks.push(Check {
                 view,
-                came: now,
+                came,
                 hash,
                 record,
-                lawful,
             });
+            self.fetch_named();
         }
         self.recheck(now);
+    }
+
+    /// Fetches what proposals name, whichever of a member's commits that is: the commit seen first here may be another.
+    pub(super) fn fetch_named(&mut self) {
+        let voters: Vec<PeerId> = self.voters.iter().map(|(id, _)| id).collect();
+        let mut fetches = Vec::new();
+        for one in self.round.checks.iter().flat_map(|check| &check.record.contributions) {
+            let blob = &one.commit.blob;
+            if !self.round.held.contains(blob) && !self.round.bad.contains(blob) {
+                let providers = std::iter::once(one.member).chain(voters.iter().copied()).collect();
+                fetches.push(Effect::Fetch {
+                    member: one.member,
+                    commit: one.commit.clone(),
+                    providers,
+                });
+            }
+        }
+        self.out.extend(fetches);
     }
 
     fn lawful(&self, now: Micros, view: View, record: &Record) -> Result<(), String> {
@@ -352,7 +394,8 @@ impl State {
                 return Err(format!("it lapses {}, who is heard", id.short()));
             }
         }
-        if record.parent_view != self.parent_view && self.chain.agreed.round > Round(0) {
+        // Certificates of two views may both be valid for the parent; who saw the other one must not be stuck for good.
+        if record.parent_view != self.parent_view && view < CENSORSHIP_VIEWS && self.chain.agreed.round > Round(0) {
             return Err(format!(
                 "parent_view: expected {}, found {}",
                 self.parent_view, record.parent_view
@@ -371,7 +414,7 @@ impl State {
             .round
             .checks
             .iter()
-            .filter(|check| check.lawful && check.record.model_root == model && !self.censors(check))
+            .filter(|check| check.record.model_root == model && !self.censors(check))
             .filter(|check| {
                 check
                     .record
@@ -426,6 +469,7 @@ impl State {
         });
         // Only now: a crash in between must find either the record or what was signed for it.
         self.out.push(Effect::ClearWal);
+        self.wal.clear();
         // R14: the certified model is another than mine.
         if self.model.is_some_and(|mine| mine != record.model_root) {
             let providers = decided
@@ -470,7 +514,7 @@ impl State {
         if members_changed {
             self.out.push(Effect::Members(self.chain.active().collect()));
         }
-        self.start_round(now, Some(&[]));
+        self.start_round(now, true);
         self.order_audits();
     }
 

@@ -16,9 +16,20 @@ const CERTIFIED: u64 = 1001;
 
 #[derive(Default)]
 pub(super) struct SyncState {
-    asked: Micros,
+    /// When each peer was last asked.
+    asked: BTreeMap<PeerId, Micros>,
     /// How far back each peer on another branch was asked for the fork.
     probes: BTreeMap<PeerId, u64>,
+}
+
+impl SyncState {
+    /// Whether this peer may be asked again. Bounded: what strangers made it grow to is forgotten.
+    fn may_ask(&mut self, now: Micros, peer: PeerId) -> bool {
+        if self.asked.len() > 256 {
+            self.asked.clear();
+        }
+        self.asked.get(&peer).is_none_or(|at| now >= at + ASK_PAUSE)
+    }
 }
 
 impl State {
@@ -46,15 +57,15 @@ impl State {
     }
 
     fn ask(&mut self, now: Micros, peer: PeerId, from: Round) {
-        if self.sync.asked == 0 || now >= self.sync.asked + ASK_PAUSE {
-            self.sync.asked = now;
+        if self.sync.may_ask(now, peer) {
+            self.sync.asked.insert(peer, now);
             self.out.push(Effect::AskRecords { peer, from });
         }
     }
 
     /// Asks a peer on another branch for records from further and further back, until one continues a record known here.
     fn probe(&mut self, now: Micros, peer: PeerId) {
-        if self.sync.asked != 0 && now < self.sync.asked + ASK_PAUSE {
+        if !self.sync.may_ask(now, peer) {
             return;
         }
         if self.sync.probes.len() > 256 {
@@ -121,16 +132,25 @@ impl State {
     }
 
     /// Records that continue this peer's own chain (the usual way to catch up).
-    fn follow(&mut self, now: Micros, from: PeerId, base: Arc<ChainState>, records: Vec<Decided>) {
+    fn follow(&mut self, now: Micros, from: PeerId, mut base: Arc<ChainState>, records: Vec<Decided>) {
         let start = base.agreed.round.next();
         for decided in records {
             // The state to check against is mine, or what the survivors of the fork made of it.
             let on_mine = decided.regroup.is_empty() && decided.record.slot.branch == self.chain.agreed.branch;
-            let state = if on_mine {
-                Ok((*self.chain).clone())
+            let started = if on_mine {
+                Ok(((*self.chain).clone(), CERTIFIED))
             } else {
-                self.branch_start(&base, &decided).map(|(s, _)| s)
+                self.branch_start(&base, &decided)
             };
+            // A few who went on alone don't take along those who can still decide where they are. What the weights at the
+            // fork certified always counts (R21a).
+            if let Ok((_, share)) = &started
+                && *share < CERTIFIED
+                && !self.may_leave_for(now, *share)
+            {
+                return;
+            }
+            let state = started.map(|(state, _)| state);
             let checked = state.and_then(|state| {
                 check_certificate(&state, &decided, self.scheme)?;
                 Ok(state)
@@ -149,6 +169,7 @@ impl State {
                         self.chain = Arc::new(state);
                     }
                     self.decided(now, Arc::new(decided));
+                    base = self.chain.clone();
                 }
                 Err(reason) => return self.reject(from, "record", reason),
             }
@@ -158,6 +179,23 @@ impl State {
         if to > tip {
             self.out.push(Effect::Notice(Notice::CaughtUp { from: start, to }));
         }
+    }
+
+    /// Whether a regroup of this share of the fork weight may take this peer along: not while a quorum is heard on its own branch,
+    /// and never on the word of those who weigh nothing against one who weighs something.
+    fn may_leave_for(&self, now: Micros, share: u64) -> bool {
+        let (me, branch) = (self.keys.id(), self.chain.agreed.branch);
+        let here = |id: &PeerId| {
+            let same = self.haves.get(id).is_some_and(|have| have.slot.branch == branch);
+            *id == me || (self.is_alive(now, id) && same)
+        };
+        let weight: u64 = self
+            .voters
+            .iter()
+            .filter(|(id, _)| here(id))
+            .map(|(_, weight)| weight)
+            .sum();
+        !self.voters.quorum(weight) && (share > 0 || self.voters.weight_of(&me) == 0)
     }
 
     /// The state a branch starts from, and its fork weight in thousandths.
@@ -206,14 +244,9 @@ impl State {
             return;
         }
         // Everything is checked before anything is given up.
-        let mut state = start.clone();
+        let mut state = (*fork).clone();
         for decided in &theirs {
-            let applied = check_certificate(&state, decided, self.scheme).and_then(|()| {
-                state
-                    .apply(&self.config, &decided.record, self.scheme)
-                    .map_err(|error| error.to_string())
-            });
-            match applied {
+            match verify_next(&state, &self.config, decided, self.scheme) {
                 Ok((next, _)) => state = next,
                 Err(reason) => return self.reject(from, "record", reason),
             }
@@ -230,10 +263,14 @@ impl State {
             fork: fork_round,
         }));
         self.history.split_off(&fork_round.next());
-        self.chain = Arc::new(start);
+        self.chain = fork;
         self.model = None;
-        self.out.push(Effect::Members(self.chain.active().collect()));
+        self.out.push(Effect::Members(start.active().collect()));
         for decided in theirs {
+            // A chain may hold more than one regroup; all of it was checked above.
+            if let Ok(base) = branch_base(&self.chain, &self.config, &decided, self.scheme) {
+                self.chain = Arc::new(base);
+            }
             self.decided(now, Arc::new(decided));
         }
         self.sync.probes.remove(&from);
@@ -253,6 +290,17 @@ pub fn verify_next(
     start
         .apply(config, &decided.record, scheme)
         .map_err(|violation| violation.to_string())
+}
+
+/// The share of the fork weight, in thousandths, with which a record's branch began; `None` where none begins.
+pub fn fork_share(
+    state: &ChainState,
+    config: &crate::config::RunConfig,
+    decided: &Decided,
+    scheme: crate::wire::Scheme,
+) -> Option<u64> {
+    let begins = !decided.regroup.is_empty();
+    begins.then(|| regroup::check_proof(state, config, &decided.regroup, scheme).map_or(0, |(_, share)| share))
 }
 
 /// The state that a record is checked against: the one before it, or what the survivors of a fork made of that.

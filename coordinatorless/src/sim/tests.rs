@@ -170,3 +170,15 @@ fn sixteen_peers_survive_loss_and_two_crashes_over_many_seeds() {
         });
     }
 }
+
+#[test]
+fn the_shipped_scenarios_hold_and_repeat_themselves() {
+    for text in [
+        include_str!("../../scenarios/lossy16.toml"),
+        include_str!("../../scenarios/regroup.toml"),
+        include_str!("../../scenarios/newcomers.toml"),
+    ] {
+        let scenario = Scenario::from_toml(text).unwrap();
+        assert_eq!(holds(scenario.clone()).digest, holds(scenario).digest);
+    }
+}

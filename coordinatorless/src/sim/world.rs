@@ -305,9 +305,8 @@ impl World {
             sequence: self.now,
             last_round: None,
         };
-        let wal = setup.wal.clone();
         let mut state = State::new(setup);
-        let effects = state.start(self.now, wal.as_deref());
+        let effects = state.start(self.now);
         peer.state = Some(state);
         peer.applying = peer
             .disk

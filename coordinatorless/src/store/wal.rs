@@ -193,6 +193,7 @@ mod tests {
             file,
             end: 0,
             entries: Vec::new(),
+            created: false,
         };
         assert_eq!(
             wal.append(b"anything").unwrap_err().kind(),

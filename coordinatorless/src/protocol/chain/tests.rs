@@ -1,0 +1,403 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::config::*;
+use crate::protocol::beacon::VrfKeys;
+use crate::wire::Keys;
+
+const SCHEME: Scheme = Scheme::Ed25519;
+
+/// A run of four equal members, at its genesis, with a root for the model that all of them hold.
+struct Run {
+    config: RunConfig,
+    keys: Vec<Keys>,
+    chain: ChainState,
+    model_root: Hash,
+}
+
+impl Run {
+    fn new() -> Self {
+        let mut keys: Vec<Keys> = (1..=4).map(|n| Keys::new([n; 32], SCHEME)).collect();
+        keys.sort_by_key(Keys::id);
+        let genesis = keys
+            .iter()
+            .map(|keys| GenesisMember {
+                id: keys.id(),
+                vrf_key: Hash(VrfKeys::derive(keys).public()),
+                weight: 1,
+                payout_address: String::new(),
+            })
+            .collect();
+        let config = RunConfig {
+            protocol: PROTOCOL,
+            name: "chain".into(),
+            nonce: "1".into(),
+            data: DataConfig {
+                manifest: Hash::of(b"m"),
+                sequences: 1000,
+                seq_len: 8,
+                batch_sequences: 2,
+                tokenizer: "bytes".into(),
+            },
+            timing: TimingConfig::default(),
+            membership: MembershipConfig::default(),
+            verification: VerificationConfig {
+                audit_permille: 1000,
+                ..VerificationConfig::default()
+            },
+            rewards: RewardConfig {
+                vesting_rounds: 8,
+                flops_per_token: 1_000_000_000,
+                nominal_round_secs: 60,
+            },
+            storage: StorageConfig::default(),
+            model: toml::Table::new(),
+            training: toml::Table::new(),
+            genesis,
+        };
+        config.validate().unwrap();
+        let chain = ChainState::genesis(&config);
+        Self {
+            config,
+            keys,
+            chain,
+            model_root: Hash::of(b"model"),
+        }
+    }
+
+    fn commit(&self, member: usize, batches: u64) -> Commit {
+        let shards = vec![Hash::of(&[member as u8])];
+        Commit {
+            slot: self.chain.next_slot(),
+            base: self.chain.agreed.round,
+            parent: self.chain.agreed.record,
+            model_root: self.model_root,
+            blob: Hash::of(&shards[0].0),
+            shards,
+            len: 10,
+            tokens: batches * self.config.data.batch_tokens(),
+            loss_micros: 1,
+            trace_root: Hash::default(),
+            accumulator_before: self.chain.member(&self.keys[member].id()).unwrap().accumulator,
+            accumulator_after: Hash::of(&[member as u8, self.chain.agreed.round.0 as u8]),
+        }
+    }
+
+    fn sign(&self, member: usize, commit: Commit) -> Contribution {
+        let signed = self.keys[member].sign(&Body::Commit(commit.clone()));
+        Contribution {
+            member: signed.signer,
+            commit,
+            signature: signed.signature,
+        }
+    }
+
+    fn record_of(
+        &self,
+        contributions: Vec<Contribution>,
+        changes: Vec<Change>,
+        verdicts: Vec<SignedVerdict>,
+    ) -> Record {
+        let round = self.chain.agreed.round.next();
+        let proposer = self.chain.voters().proposer(round, 0);
+        let keys = self.keys.iter().find(|keys| keys.id() == proposer).unwrap();
+        let beacon = VrfKeys::derive(keys).beacon(proposer, &self.chain.agreed.seed, round, 0);
+        let model_root = self.model_root;
+        let draft = Draft {
+            parent_view: 0,
+            changes,
+            contributions,
+            model_root,
+            verdicts,
+            beacon,
+        };
+        self.chain.draft(&self.config, draft)
+    }
+
+    /// A record that counts one batch of each member.
+    fn record(&self) -> Record {
+        let all = (0..4).map(|member| self.sign(member, self.commit(member, 1))).collect();
+        self.record_of(all, Vec::new(), Vec::new())
+    }
+
+    fn apply(&self, record: &Record) -> Result<(ChainState, Vec<Notice>), RuleViolation> {
+        self.chain.apply(&self.config, record, SCHEME)
+    }
+
+    fn advance(&mut self, record: &Record) -> Vec<Notice> {
+        let (next, notices) = self.apply(record).unwrap();
+        self.chain = next;
+        notices
+    }
+
+    fn index(&self, id: PeerId) -> usize {
+        self.keys.iter().position(|keys| keys.id() == id).unwrap()
+    }
+
+    fn verdict(&self, finding: Finding, open: &OpenAudit, by: usize) -> SignedVerdict {
+        let slot = Slot {
+            round: open.round,
+            ..self.chain.next_slot()
+        };
+        let (member, draw) = (open.member, open.draw);
+        let verdict = Verdict {
+            slot,
+            member,
+            draw,
+            finding,
+            distance_nanos: 1,
+            bound_nanos: 1,
+        };
+        let signed = self.keys[by].sign(&Body::Verdict(verdict.clone()));
+        SignedVerdict {
+            auditor: signed.signer,
+            verdict,
+            signature: signed.signature,
+        }
+    }
+}
+
+#[test]
+fn a_record_that_follows_the_rules_counts_work_and_grants_points() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let batch = run.config.data.batch_tokens();
+    assert_eq!(run.chain.agreed.tokens, 4 * batch);
+    for keys in &run.keys {
+        let account = run.chain.ledger.get(&keys.id()).unwrap();
+        assert_eq!(
+            (account.tokens, account.provisional_points()),
+            (batch, u128::from(batch))
+        );
+    }
+    // 60 batches were handed out, four done: 56 go out again first.
+    let waiting: u64 = run.chain.agreed.pool.iter().map(|range| range.len).sum();
+    assert_eq!((run.chain.agreed.cursor, waiting), (60, 56));
+    assert_eq!(ChainState::from_bytes(&run.chain.to_bytes()).unwrap(), run.chain);
+}
+
+#[test]
+fn every_broken_rule_is_named() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let good = run.record();
+    assert!(run.apply(&good).is_ok());
+    let broken = |change: &dyn Fn(&mut Record)| {
+        let mut record = good.clone();
+        change(&mut record);
+        run.apply(&record).unwrap_err().to_string()
+    };
+    assert!(broken(&|r| r.parent = Hash::of(b"other")).starts_with("parent"));
+    assert!(broken(&|r| r.slot.branch = 9).starts_with("slot"));
+    assert!(broken(&|r| r.state_root = Hash::of(b"other")).starts_with("state_root"));
+    assert!(broken(&|r| r.ledger_root = Hash::of(b"other")).starts_with("ledger_root"));
+    assert!(broken(&|r| r.returned.clear()).starts_with("returned"));
+    assert!(
+        broken(&|r| r.retired.push(DataRange {
+            start: 0,
+            len: 1,
+            returns: 3
+        }))
+        .starts_with("retired")
+    );
+    assert!(broken(&|r| r.contributions.swap(0, 1)).contains("not sorted"));
+    assert!(broken(&|r| r.contributions.push(r.contributions[3].clone())).contains("repeated"));
+    assert!(broken(&|r| r.contributions[0].commit.loss_micros += 1).contains("signature"));
+    assert!(broken(&|r| r.model_root = Hash::of(b"other")).starts_with("model_root"));
+    assert!(broken(&|r| r.beacon.output[0] ^= 1).contains("proof does not fit"));
+    assert!(broken(&|r| r.beacon.proposer = PeerId([9; 32])).starts_with("beacon proposer"));
+    assert!(broken(&|r| r.changes.push(Change::Lapse(r.contributions[0].member))).contains("counted lately"));
+}
+
+#[test]
+fn a_commit_must_be_a_prefix_of_whole_batches_on_the_agreed_model_and_accumulator() {
+    let run = Run::new();
+    let quota = run.chain.assignment(&run.config).quota(&run.keys[0].id());
+    let refused = |change: &dyn Fn(&mut Commit)| {
+        let mut commit = run.commit(0, 1);
+        change(&mut commit);
+        let record = run.record_of(vec![run.sign(0, commit)], Vec::new(), Vec::new());
+        run.apply(&record).unwrap_err().to_string()
+    };
+    assert!(refused(&|c| c.tokens += 1).contains("prefix"));
+    assert!(refused(&|c| c.tokens = 0).contains("prefix"));
+    assert!(refused(&|c| c.tokens = (quota + 1) * 16).contains("prefix"));
+    assert!(refused(&|c| c.base = Round(7)).contains("another round"));
+    assert!(refused(&|c| c.blob = Hash::of(b"x")).contains("hash sequence"));
+    assert!(refused(&|c| c.len = u64::MAX).contains("longer"));
+    assert!(refused(&|c| c.accumulator_before = Hash::of(b"x")).contains("accumulator"));
+    assert!(refused(&|c| c.model_root = Hash::of(b"x")).contains("model_root"));
+    let stranger = Keys::new([99; 32], SCHEME).sign(&Body::Commit(run.commit(0, 1)));
+    let foreign = Contribution {
+        member: stranger.signer,
+        commit: run.commit(0, 1),
+        signature: stranger.signature,
+    };
+    let record = run.record_of(vec![foreign], Vec::new(), Vec::new());
+    assert!(run.apply(&record).unwrap_err().to_string().contains("not a member"));
+}
+
+#[test]
+fn a_lost_accumulator_may_be_declared_and_no_other_root_will_do() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let mut commit = run.commit(0, 1);
+    assert_ne!(commit.accumulator_before, run.config.verification.accumulator_zero);
+    commit.accumulator_before = run.config.verification.accumulator_zero;
+    let record = run.record_of(vec![run.sign(0, commit)], Vec::new(), Vec::new());
+    assert!(run.apply(&record).is_ok());
+}
+
+#[test]
+fn a_cheat_is_barred_only_after_a_second_auditor_agrees() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let first = run.chain.agreed.audits[0].clone();
+    let cheat = first.member;
+
+    // Only the auditor that was drawn is heard.
+    let wrong = (0..4).find(|by| run.keys[*by].id() != first.auditor).unwrap();
+    let forged = run.verdict(Finding::Differs, &first, wrong);
+    let record = run.record_of(Vec::new(), Vec::new(), vec![forged]);
+    assert!(run.apply(&record).unwrap_err().to_string().contains("another auditor"));
+
+    let accusation = run.verdict(Finding::Differs, &first, run.index(first.auditor));
+    let record = run.record_of(Vec::new(), Vec::new(), vec![accusation]);
+    run.advance(&record);
+    assert!(run.chain.ledger.get(&cheat).unwrap().provisional_points() > 0);
+    let second = run
+        .chain
+        .agreed
+        .audits
+        .iter()
+        .find(|open| open.draw == 1)
+        .unwrap()
+        .clone();
+    assert!(second.auditor != first.auditor && second.auditor != cheat);
+
+    let confirmed = run.verdict(Finding::Differs, &second, run.index(second.auditor));
+    // The cheat delivers in the very round that bars it.
+    let last = run.sign(run.index(cheat), run.commit(run.index(cheat), 1));
+    let record = run.record_of(vec![last], Vec::new(), vec![confirmed]);
+    let notices = run.advance(&record);
+    assert!(
+        notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::Slashed { member, .. } if *member == cheat))
+    );
+    let account = run.chain.ledger.get(&cheat).unwrap();
+    assert_eq!((account.provisional_points(), account.vested), (0, 0));
+    assert_eq!(run.chain.member(&cheat).unwrap().standing, Standing::Banned);
+    assert_eq!(run.chain.voters().weight_of(&cheat), 0);
+}
+
+#[test]
+fn an_accusation_that_is_not_confirmed_costs_the_accuser() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let first = run.chain.agreed.audits[0].clone();
+    let accusation = run.verdict(Finding::Differs, &first, run.index(first.auditor));
+    let record = run.record_of(Vec::new(), Vec::new(), vec![accusation]);
+    run.advance(&record);
+    let second = run
+        .chain
+        .agreed
+        .audits
+        .iter()
+        .find(|open| open.draw == 1)
+        .unwrap()
+        .clone();
+    let cleared = run.verdict(Finding::Agrees, &second, run.index(second.auditor));
+    let record = run.record_of(Vec::new(), Vec::new(), vec![cleared]);
+    run.advance(&record);
+    assert!(run.chain.ledger.get(&first.member).unwrap().provisional_points() > 0);
+    assert_eq!(run.chain.ledger.get(&first.auditor).unwrap().strikes, 1);
+}
+
+#[test]
+fn points_vest_after_their_rounds_and_not_before() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let id = run.keys[0].id();
+    for round in 2..=9 {
+        let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
+        run.advance(&record);
+        let vested = run.chain.ledger.get(&id).unwrap().vested;
+        assert_eq!(vested > 0, round >= 9, "round {round}");
+    }
+}
+
+#[test]
+fn a_newcomer_joins_trains_next_round_and_weighs_later() {
+    let mut run = Run::new();
+    let newcomer = Keys::new([50; 32], SCHEME);
+    let slot = run.chain.next_slot();
+    let join = Join {
+        slot,
+        vrf_key: VrfKeys::derive(&newcomer).public(),
+        payout_address: "0xabc".into(),
+    };
+    let signed = newcomer.sign(&Body::Join(join.clone()));
+    let change = Change::Join(join, newcomer.id(), signed.signature);
+    let record = run.record_of(Vec::new(), vec![change.clone()], Vec::new());
+    run.advance(&record);
+    assert!(run.chain.assignment(&run.config).quota(&newcomer.id()) > 0);
+    assert_eq!(run.chain.voters().weight_of(&newcomer.id()), 0);
+    assert_eq!(run.chain.ledger.get(&newcomer.id()).unwrap().address, "0xabc");
+    let again = run.record_of(Vec::new(), vec![change], Vec::new());
+    assert!(run.apply(&again).unwrap_err().to_string().contains("already a member"));
+}
+
+#[test]
+fn requests_from_the_end_of_time_are_refused_and_overflow_nothing() {
+    let run = Run::new();
+    let slot = Slot {
+        round: Round(u64::MAX),
+        ..run.chain.next_slot()
+    };
+    let leave = Leave { slot };
+    let signed = run.keys[0].sign(&Body::Leave(leave.clone()));
+    let change = Change::Leave(leave, signed.signer, signed.signature);
+    assert!(run.chain.check_change(&run.config, &change, SCHEME).is_err());
+    let newcomer = Keys::new([51; 32], SCHEME);
+    let join = Join {
+        slot,
+        vrf_key: [0; 32],
+        payout_address: String::new(),
+    };
+    let signed = newcomer.sign(&Body::Join(join.clone()));
+    let change = Change::Join(join, signed.signer, signed.signature);
+    assert!(run.chain.check_change(&run.config, &change, SCHEME).is_err());
+}
+
+#[test]
+fn leaving_is_no_way_out_of_an_audit() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let first = run.chain.agreed.audits[0].clone();
+    let leaver = run.index(first.member);
+    let leave = Leave {
+        slot: run.chain.next_slot(),
+    };
+    let signed = run.keys[leaver].sign(&Body::Leave(leave.clone()));
+    let change = Change::Leave(leave, signed.signer, signed.signature);
+    let record = run.record_of(Vec::new(), vec![change], Vec::new());
+    run.advance(&record);
+    assert!(run.chain.agreed.audits.iter().any(|open| open.member == first.member));
+    for _ in 0..run.config.verification.verdict_rounds {
+        let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
+        run.advance(&record);
+    }
+    // Nobody could audit it in time: it isn't paid, and isn't accused.
+    let account = run.chain.ledger.get(&first.member).unwrap();
+    assert_eq!(
+        (account.provisional_points(), account.vested, account.strikes),
+        (0, 0, 0)
+    );
+}
