@@ -1,6 +1,6 @@
 //! What a run is made of, for those who compute in it: shape, training, codec, data, and the steps that every replica takes alike.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use coordinatorless::config::RunConfig;
 use coordinatorless::node::{Check, ModelSource, Step};
 use coordinatorless::types::{BatchIndex, DataRange, Hash};
@@ -103,6 +103,16 @@ impl Kit {
             Some(bytes) => checkpoint::from_safetensors(&self.layout, bytes).context("the snapshot cannot be read")?,
             None => self.genesis(),
         };
+        // R14: the record after a model certifies its root. Whatever the disk or a peer gave, nothing is built on another one.
+        if let Some(step) = source.steps.first() {
+            let (found, expected) = (self.root(&theta), step.decided.record.model_root);
+            if found != expected {
+                bail!(
+                    "the model after round {} is not the one that was agreed: expected {expected}, found {found}; a snapshot was changed, or this build differs from the others'",
+                    source.round
+                );
+            }
+        }
         for step in &source.steps {
             self.apply(&mut theta, step)?;
         }

@@ -1,7 +1,7 @@
 //! The binary `murmur`: command line, wiring, progress, pages.
 //!
 //! Read in this order: [`cli`] (what can be asked), [`run_file`] (RUN.toml -> what all peers agree on), [`peer_dir`] (what lies
-//! where), [`run`] (a peer, from start to end), [`worker`] and [`side`] (its computing threads), [`reporter`], [`events`], [`status`] and
+//! where) with [`disk`] and [`heal`], [`run`] (a peer, from start to end), [`worker`] and [`side`] (its computing threads), [`reporter`], [`events`], [`status`] and
 //! [`progress`] (what people and scripts see), [`demo`], then [`commands`].
 
 mod accumulators;
@@ -10,9 +10,11 @@ mod cli;
 mod commands;
 mod demo;
 mod device;
+mod disk;
 mod events;
 mod failure;
 mod figures;
+mod heal;
 mod kit;
 mod model_file;
 mod network;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use coordinatorless::config::RunConfig;
 use coordinatorless::net::{Net, NetConfig, NetEvent, Relay};
 use coordinatorless::ticket::{PeerAddr, Ticket};
 use coordinatorless::types::{Hash, PeerId, RunId};
@@ -12,6 +13,7 @@ use coordinatorless::wire::Keys;
 use datasets::{Manifest, install_manifest, install_shard, missing};
 use tokio::sync::mpsc;
 
+use crate::disk;
 use crate::failure::usage;
 use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
@@ -77,15 +79,23 @@ pub async fn start(
 /// Fetches what is missing of the run's data, from whoever has it; every shard is checked by its hash as it comes.
 ///
 /// # Errors
-/// Nobody gives a shard, or the disk.
-pub async fn fetch_data(net: &Net, dir: &PeerDir, root: Hash, providers: &[PeerId], progress: &Progress) -> Result<()> {
-    let data = dir.data();
+/// Nobody gives a shard, the disk, or a run that does not fit `max_disk` (exit code 2).
+pub async fn fetch_data(
+    net: &Net,
+    dir: &PeerDir,
+    config: &RunConfig,
+    max_disk: Option<Bytes>,
+    providers: &[PeerId],
+    progress: &Progress,
+) -> Result<()> {
+    let (data, root) = (dir.data(), config.data.manifest);
     let path = datasets::manifest_path(&data);
     let held = std::fs::read(&path).ok().filter(|bytes| Hash::of(bytes) == root);
     let manifest = match held {
         Some(bytes) => Manifest::from_bytes(&bytes)?,
         None => install_manifest(&data, &root.0, &fetch(net, root, MAX_MANIFEST, providers).await?)?,
     };
+    disk::must_fit(config, &manifest, max_disk)?;
     let wanted = missing(&data, &manifest);
     let size = |hash: &[u8; 32]| {
         let tokens = manifest
@@ -103,10 +113,13 @@ pub async fn fetch_data(net: &Net, dir: &PeerDir, root: Hash, providers: &[PeerI
             wanted.len()
         ));
     }
+    let bar = progress.bytes_bar(total);
     for hash in wanted {
         let bytes = fetch(net, Hash(hash), size(&hash), providers).await?;
         install_shard(&data, &hash, &bytes)?;
+        bar.inc(bytes.len() as u64);
     }
+    bar.finish_and_clear();
     Ok(())
 }
 

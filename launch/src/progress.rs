@@ -2,6 +2,8 @@
 
 use std::io::{IsTerminal, Write};
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
 use crate::units::{Bytes, thousands};
 
 /// What a round's line says.
@@ -27,6 +29,7 @@ pub struct RoundLine {
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     to_stderr: bool,
+    terminal: bool,
     colour: bool,
 }
 
@@ -40,6 +43,7 @@ impl Progress {
         };
         Self {
             to_stderr: json,
+            terminal,
             colour: terminal && std::env::var_os("NO_COLOR").is_none(),
         }
     }
@@ -87,6 +91,23 @@ impl Progress {
             self.paint("36", &loss),
             self.paint("2", &rest)
         ));
+    }
+
+    /// A bar for `total` bytes that are on their way; on a terminal only. It goes when it is dropped.
+    pub fn bytes_bar(&self, total: u64) -> ProgressBar {
+        let target = match (self.terminal, self.to_stderr) {
+            (false, _) => ProgressDrawTarget::hidden(),
+            (true, true) => ProgressDrawTarget::stderr(),
+            (true, false) => ProgressDrawTarget::stdout(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        // A template that does not parse leaves the plain bar, which is one too.
+        if let Ok(style) =
+            ProgressStyle::with_template("      {bar:32} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+        {
+            bar.set_style(style);
+        }
+        bar
     }
 
     fn paint(&self, code: &str, text: &str) -> String {

@@ -17,6 +17,7 @@ use crate::events::{Event, EventLog, now};
 use crate::peer_dir::{KnownPeer, PeerDir};
 use crate::progress::{Progress, RoundLine};
 use crate::status::{MemberStatus, OwnStatus, Status};
+use crate::units::Bytes;
 
 /// Rounds over which paces are told.
 const PACE_ROUNDS: usize = 16;
@@ -43,11 +44,26 @@ pub struct Reporter {
     pace: VecDeque<(f64, u64, u128)>,
     refused: BTreeMap<(PeerId, &'static str, String), u64>,
     met: Vec<KnownPeer>,
+    /// Rounds whose records came from others and whose model is not here yet: (from, to).
+    resync: Option<(u64, u64)>,
+    /// Bytes received and seconds spent on it so far.
+    resync_cost: (u64, f64),
+    /// Whether the disk's limit was told to be passed.
+    disk_told: bool,
+    max_disk: Option<u64>,
 }
 
 impl Reporter {
     /// For this peer.
-    pub fn new(dir: PeerDir, me: PeerId, config: RunConfig, net: Net, log: EventLog, progress: Progress) -> Self {
+    pub fn new(
+        dir: PeerDir,
+        me: PeerId,
+        config: RunConfig,
+        net: Net,
+        log: EventLog,
+        progress: Progress,
+        max_disk: Option<u64>,
+    ) -> Self {
         Self {
             run: config.id(),
             met: dir.met(),
@@ -64,6 +80,10 @@ impl Reporter {
             moved: Instant::now(),
             pace: VecDeque::new(),
             refused: BTreeMap::new(),
+            resync: None,
+            resync_cost: (0, 0.0),
+            disk_told: false,
+            max_disk,
         }
     }
 
@@ -79,7 +99,7 @@ impl Reporter {
             tokio::select! {
                 notice = notices.recv() => match notice {
                     Some(notice) => {
-                        self.traffic = status.borrow().as_ref().map_or(self.traffic, |status| status.traffic);
+                        self.traffic = self.net.traffic();
                         self.notice(notice);
                     }
                     None => break,
@@ -131,7 +151,8 @@ impl Reporter {
                 "met branch {branch}, split off after round {fork}; this peer has been on its own branch for too long to change"
             )),
             Notice::CaughtUp { from, to } => {
-                self.write(Event::Resynced { from_round: from.0, to_round: to.0, bytes: 0, secs: 0.0, reason: "was behind".into() });
+                let first = self.resync.map_or(from.0, |(first, _)| first.min(from.0));
+                self.resync = Some((first, to.0));
             }
             Notice::Rejected { from, kind, reason } => self.refused(from, kind, reason),
             Notice::Audit(signed) => self.audit(&signed),
@@ -185,6 +206,7 @@ impl Reporter {
             secs: self.moved.elapsed().as_secs_f64(),
             sent: sent.0,
         });
+        self.caught_up(round.0, sent.1);
         self.moved = Instant::now();
         self.write(Event::RoundDecided {
             round: round.0,
@@ -200,6 +222,28 @@ impl Reporter {
             agree_secs: secs(agree),
             bytes_sent: sent.0,
             bytes_received: sent.1,
+        });
+    }
+
+    /// A resync ends when the model is that of the last round fetched. What came in since the round before it, and the time since, are
+    /// its cost: rounds that are caught up with one after the other add up.
+    fn caught_up(&mut self, round: u64, received: u64) {
+        let Some((from_round, to_round)) = self.resync else {
+            return;
+        };
+        self.resync_cost.0 += received;
+        self.resync_cost.1 += self.moved.elapsed().as_secs_f64();
+        if round < to_round {
+            return;
+        }
+        self.resync = None;
+        let (bytes, secs) = std::mem::take(&mut self.resync_cost);
+        self.write(Event::Resynced {
+            from_round,
+            to_round,
+            bytes,
+            secs,
+            reason: "was behind".into(),
         });
     }
 
@@ -284,6 +328,21 @@ impl Reporter {
             tracing::error!("{error:#}");
         }
         self.remember_met();
+        self.watch_disk(told.disk);
+    }
+
+    /// What the run needs is kept whatever it takes (R17), so all that is left to do is to tell, once until it is below again.
+    fn watch_disk(&mut self, used: u64) {
+        let Some(limit) = self.max_disk else { return };
+        let over = used > limit;
+        if over && !self.disk_told {
+            self.warn(format!(
+                "{} on disk, over the {} of --max-disk; the run needs all of it, so nothing is dropped: raise --max-disk or make room",
+                Bytes(used),
+                Bytes(limit)
+            ));
+        }
+        self.disk_told = over;
     }
 
     /// Tokens of the run and own points per second, over the last rounds.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use bytes::Bytes;
+use coordinatorless::config::RunConfig;
 use coordinatorless::node::{Done, Step, Stop, Work};
 use coordinatorless::protocol::event::{TrainOrder, Trained};
 use coordinatorless::types::{BatchIndex, Branch, Hash, PeerId, Round};
@@ -67,6 +68,12 @@ struct Worker {
     save_took: Duration,
 }
 
+/// How many accumulators a peer keeps: those of rounds that an auditor may still ask for, and some.
+pub fn kept_accumulators(config: &RunConfig) -> usize {
+    let rounds = config.verification.verdict_rounds.saturating_mul(2);
+    usize::try_from(rounds.saturating_add(SPARE_ACCUMULATORS)).unwrap_or(usize::MAX)
+}
+
 /// Works until the protocol hangs up, then writes the model out.
 ///
 /// # Errors
@@ -74,13 +81,7 @@ struct Worker {
 pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
     set_threads(setup.threads);
     let kit = &setup.kit;
-    let keep = kit
-        .config
-        .verification
-        .verdict_rounds
-        .saturating_mul(2)
-        .saturating_add(SPARE_ACCUMULATORS);
-    let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+    let keep = kept_accumulators(&kit.config);
     let mut worker = Worker {
         model: Model::new(&kit.model, setup.device)?,
         accumulators: Accumulators::open(setup.dir.accumulators(), kit.layout.total, keep)?,

@@ -1,5 +1,7 @@
 //! `murmur ledger show|verify`: the record chain as anyone can replay it from a peer's directory, live or not.
 
+mod bare;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -8,7 +10,7 @@ use coordinatorless::ledger::Account;
 use coordinatorless::protocol::chain::ChainState;
 use coordinatorless::protocol::sync::verify_next;
 use coordinatorless::store::{Store, StoreError};
-use coordinatorless::types::{Hash, PeerId, Round};
+use coordinatorless::types::{Decided, Hash, PeerId, Round};
 use coordinatorless::wire::Scheme;
 use serde::Serialize;
 use serde_json::json;
@@ -76,11 +78,13 @@ impl std::error::Error for Bad {}
 /// The first record that does not verify; or a directory without records (exit code 2).
 pub fn verify(dir: &PeerDir) -> Result<Verified> {
     let config = dir.run_config()?;
-    let store = Store::open_read_only(dir.path()).map_err(|error| match error {
-        StoreError::Missing { .. } => usage(format!("{} holds no records yet", dir.path().display())),
-        other => anyhow::Error::new(other),
+    let records = bare::open(dir.path()).map_err(|error| match error.downcast_ref() {
+        Some(StoreError::Missing { .. }) => usage(format!("{} holds no records yet", dir.path().display())),
+        // Not one page can be read: what comes first is gone with the rest.
+        Some(StoreError::Damaged(_) | StoreError::Database(_)) => unreadable(Round(1), &error).into(),
+        _ => error,
     })?;
-    let state = replay(&config, &store)?;
+    let state = replay(&config, &records.store)?;
     Ok(Verified {
         records: state.agreed.round.0,
         record: state.agreed.record,
@@ -89,40 +93,43 @@ pub fn verify(dir: &PeerDir) -> Result<Verified> {
     })
 }
 
-/// Records read from the store at once.
-const PAGE: u32 = 64;
-
 fn replay(config: &RunConfig, store: &Store) -> Result<ChainState> {
     let mut state = ChainState::genesis(config);
     loop {
-        let next = state.agreed.round.next();
-        let page = store.records(next, PAGE).map_err(|error| unreadable(next, &error))?;
-        if page.is_empty() {
-            break;
+        let round = state.agreed.round.next();
+        // One at a time: a record that cannot be read must not hide one before it that breaks a rule.
+        let read = store.records(round, 1).map_err(|error| unreadable(round, &error))?;
+        let Some(decided) = read.first() else { break };
+        let found = decided.record.slot.round;
+        if found != round {
+            let bad = Bad {
+                round: round.0,
+                what: "the record is missing".into(),
+                expected: round.to_string(),
+                found: found.to_string(),
+            };
+            return Err(bad.into());
         }
-        for decided in page {
-            let (round, found) = (state.agreed.round.next(), decided.record.slot.round);
-            if found != round {
-                let bad = Bad {
-                    round: round.0,
-                    what: "the record is missing".into(),
-                    expected: round.to_string(),
-                    found: found.to_string(),
-                };
-                return Err(bad.into());
-            }
-            state = verify_next(&state, config, &decided, Scheme::Ed25519)
-                .map_err(|why| Bad {
-                    round: round.0,
-                    what: why,
-                    expected: "a record that follows from the one before".into(),
-                    found: decided.record.hash().to_string(),
-                })?
-                .0;
-        }
+        state = verify_next(&state, config, decided, Scheme::Ed25519)
+            .map_err(|why| Bad {
+                round: round.0,
+                what: why,
+                expected: expected(decided),
+                found: decided.record.hash().to_string(),
+            })?
+            .0;
     }
     stored_state(store, &state)?;
     Ok(state)
+}
+
+/// What should stand in the place of a record that does not verify.
+fn expected(decided: &Decided) -> String {
+    if decided.record.hash() == decided.certificate.record {
+        "a record that follows from the one before, with its certificate".to_owned()
+    } else {
+        format!("{}, which was certified", decided.certificate.record)
+    }
 }
 
 /// The state that the store keeps of the last round must be the one that the records lead to.

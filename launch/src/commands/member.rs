@@ -15,12 +15,12 @@ use coordinatorless::wire::Keys;
 use super::{data, must_be_new};
 use crate::cli::{JoinArgs, NewArgs, PeerArgs, PeerOptions, TrainArgs};
 use crate::failure::usage;
-use crate::network;
 use crate::peer_dir::{self, PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::run::{Start, run};
 use crate::run_file::{RunPlan, Text};
-use crate::units::thousands;
+use crate::units::{Bytes, thousands};
+use crate::{disk, heal, network};
 
 /// Creates a run and trains in it.
 pub fn new(args: &NewArgs) -> Result<()> {
@@ -176,6 +176,7 @@ fn fill(plan: &RunPlan, dir: &PeerDir, sources: &[std::path::PathBuf], local: &P
         payout_address: local.payout_address.clone().unwrap_or_default(),
     };
     let config = plan.agree(Hash(manifest.root()), manifest.train_sequences(), vec![founder])?;
+    disk::must_fit(&config, &manifest, local.max_disk)?;
     dir.write_run_config(&config)?;
     dir.write_peer_file(local)?;
     Progress::new(false).line(&format!(
@@ -206,6 +207,8 @@ fn open_store(dir: &PeerDir) -> Result<Store> {
 /// Runs a peer whose directory is complete.
 fn go_on(dir: PeerDir, local: PeerFile, options: &PeerOptions, cheat: Option<crate::cli::Cheat>) -> Result<()> {
     let (store, keys) = (open_store(&dir)?, dir.key()?);
+    // Only now, with the directory's lock: nobody else writes there.
+    heal::drop_damaged(&dir)?;
     dir.write_peer_file(&local)?;
     let last_round = options.rounds;
     in_runtime(async move {
@@ -238,7 +241,7 @@ async fn come_in(dir: PeerDir, local: PeerFile, last_round: Option<u64>, ticket:
         dir.path().display()
     ));
     let (net, events) = network::start(&dir, &keys, ticket.run, &local, Some(ticket)).await?;
-    let prepared = fetch_all(&net, &dir, &store, ticket, &progress)
+    let prepared = fetch_all(&net, &dir, &store, ticket, local.max_disk, &progress)
         .await
         .and_then(|config| {
             // Only now is the directory one of this run: whatever failed before leaves a newcomer that can try again.
@@ -262,11 +265,18 @@ async fn come_in(dir: PeerDir, local: PeerFile, last_round: Option<u64>, ticket:
     .await
 }
 
-async fn fetch_all(net: &Net, dir: &PeerDir, store: &Store, ticket: &Ticket, progress: &Progress) -> Result<RunConfig> {
+async fn fetch_all(
+    net: &Net,
+    dir: &PeerDir,
+    store: &Store,
+    ticket: &Ticket,
+    max_disk: Option<Bytes>,
+    progress: &Progress,
+) -> Result<RunConfig> {
     let peers: Vec<PeerId> = ticket.peers.iter().map(|peer| peer.id).collect();
     let config = join::run_config(net, ticket, &peers).await?;
     progress.line(&format!("the run is {}", config.name));
-    network::fetch_data(net, dir, config.data.manifest, &peers, progress).await?;
+    network::fetch_data(net, dir, &config, max_disk, &peers, progress).await?;
     let round = join::chain(net, store, &config, ticket, &peers).await?;
     progress.line(&format!("{round} rounds of records fetched and verified from genesis"));
     Ok(config)

@@ -1,0 +1,41 @@
+//! `--max-disk`: refused at the start where the run cannot fit it (R17: nothing that the run needs is dropped for a budget). What passes
+//! it later is told by [`crate::reporter`].
+
+use anyhow::Result;
+use coordinatorless::config::RunConfig;
+use datasets::Manifest;
+
+use crate::failure::usage;
+use crate::run_file::trainer_of;
+use crate::units::Bytes;
+use crate::worker::kept_accumulators;
+
+/// Models on disk at once: the last two snapshots, and the current one.
+const MODELS: u64 = 3;
+
+/// Bytes that a peer of this run keeps for certain: its data, its models, its accumulators. Contributions come on top.
+fn least(config: &RunConfig, data: &Manifest) -> Result<u64> {
+    let parameters = trainer_of(config)?.0.param_count() as u64;
+    let tokens = data
+        .shards
+        .iter()
+        .fold(0, |sum: u64, shard| sum.saturating_add(shard.tokens));
+    let copies = MODELS.saturating_add(kept_accumulators(config) as u64);
+    let floats = parameters.saturating_mul(4).saturating_mul(copies);
+    Ok(tokens.saturating_mul(data.token_bytes as u64).saturating_add(floats))
+}
+
+/// Whether a run fits the limit, if there is one.
+///
+/// # Errors
+/// It does not (exit code 2).
+pub fn must_fit(config: &RunConfig, data: &Manifest, limit: Option<Bytes>) -> Result<()> {
+    let Some(limit) = limit else { return Ok(()) };
+    let least = Bytes(least(config, data)?);
+    if limit.0 < least.0 {
+        return Err(usage(format!(
+            "--max-disk {limit}: this run needs {least} at least, for its data, models and accumulators; give it more, or leave it out"
+        )));
+    }
+    Ok(())
+}
