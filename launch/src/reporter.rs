@@ -44,6 +44,8 @@ pub struct Reporter {
     pace: VecDeque<(f64, u64, u128)>,
     refused: BTreeMap<(PeerId, &'static str, String), u64>,
     met: Vec<KnownPeer>,
+    /// Whether a founder has printed its ticket.
+    invited: bool,
     /// Rounds whose records came from others and whose model is not here yet: (from, to).
     resync: Option<(u64, u64)>,
     /// Bytes received and seconds spent on it so far.
@@ -67,6 +69,7 @@ impl Reporter {
         Self {
             run: config.id(),
             met: dir.met(),
+            invited: false,
             dir,
             me,
             config,
@@ -299,6 +302,7 @@ impl Reporter {
         let (tokens_per_sec, points_per_sec) = self.paces();
         let addr = PeerAddr::from(&self.net.addr().await);
         let ticket = self.ticket(told, &addr);
+        self.invite(ticket.as_deref());
         let status = Status {
             run: self.run,
             name: self.config.name.clone(),
@@ -378,6 +382,16 @@ impl Reporter {
             }
             .to_string(),
         )
+    }
+
+    /// Whoever created the run by itself prints the ticket, once it can be reached.
+    fn invite(&mut self, ticket: Option<&str>) {
+        let alone = self.config.genesis.len() == 1 && self.config.genesis[0].id == self.me;
+        if let Some(ticket) = ticket.filter(|_| alone && !self.invited) {
+            self.progress.line(&format!("others join with: murmur join {ticket}"));
+            self.progress.line(&format!("a fresh ticket, later: murmur ticket --dir {}", self.dir.path().display()));
+            self.invited = true;
+        }
     }
 
     fn remember_met(&mut self) {

@@ -37,10 +37,6 @@ pub fn new(args: &NewArgs) -> Result<()> {
         config.id().short(),
         dir.path().display()
     ));
-    progress.line(&format!(
-        "ticket for others: murmur ticket --dir {}",
-        dir.path().display()
-    ));
     go_on(dir, local, &args.peer, None)
 }
 
