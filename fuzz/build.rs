@@ -1,0 +1,11 @@
+//! Writes the folder of libtorch into what is linked here, so that binaries and tests start without LD_LIBRARY_PATH.
+fn main() {
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=build.rs");
+    if let Some(dir) = std::env::var_os("LIBTORCH") {
+        let lib = std::path::Path::new(&dir).join("lib");
+        // The real path, not the link: the binary keeps working when the link is renewed.
+        let lib = lib.canonicalize().unwrap_or(lib);
+        println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags,-rpath,{}", lib.display());
+    }
+}
