@@ -3,91 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::net::UdpSocket;
 
+use common::{command, interrupt, json, murmur, refused, said, start, stderr, text, tiny_run, wait};
 use serde_json::Value;
-
-/// `murmur ARGS…`, away from the user's own folders.
-fn murmur(home: &Path, args: &[&str]) -> Output {
-    command(home, args).output().unwrap()
-}
-
-fn command(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_murmur"));
-    command
-        .args(args)
-        .current_dir(home)
-        .env("XDG_DATA_HOME", home.join("data"))
-        .env("XDG_CACHE_HOME", home.join("cache"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MURMUR_")) {
-        command.env_remove(name);
-    }
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// The command must end with this code and name these words in one message.
-fn refused(home: &Path, args: &[&str], code: i32, words: &[&str]) {
-    let output = murmur(home, args);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-    for word in words {
-        assert!(said.contains(word), "{args:?} should name {word:?}: {said}");
-    }
-    assert!(!said.contains("panicked"), "{args:?}: {said}");
-}
-
-fn json(output: &Output) -> Value {
-    let text = String::from_utf8_lossy(&output.stdout);
-    let last = text
-        .lines()
-        .last()
-        .unwrap_or_else(|| panic!("nothing on stdout; stderr: {}", stderr(output)));
-    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {last}"))
-}
-
-/// A text of its own, long enough to be split and batched.
-fn text(home: &Path) -> PathBuf {
-    let path = home.join("text.txt");
-    let lines: String = (0..4000)
-        .map(|i| format!("line {i}: the quick brown fox jumps over {} lazy dogs\n", i % 97))
-        .collect();
-    fs::write(&path, lines).unwrap();
-    path
-}
-
-/// A run that a test machine trains in seconds.
-fn tiny_run(home: &Path) -> PathBuf {
-    text(home);
-    let path = home.join("run.toml");
-    let run = r#"
-name = "tiny"
-text = ["text.txt"]
-[model]
-dim = 32
-layers = 1
-heads = 2
-ffn = 64
-[training]
-seq_len = 32
-batch_sequences = 2
-max_inner_steps = 8
-[membership]
-round_batches = 8
-[timing]
-train_secs = 2.0
-[storage]
-snapshot_rounds = 2
-"#;
-    fs::write(&path, run).unwrap();
-    path
-}
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -239,74 +161,13 @@ fn data_is_prepared_shown_and_checked() {
     assert_eq!(json(&checked)["ok"], false);
 }
 
-/// A process that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn ends_within(child: &mut Child, secs: u64) -> Option<i32> {
-    let deadline = Instant::now() + Duration::from_secs(secs);
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code();
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    None
-}
-
 #[test]
 fn a_peer_alone_trains_is_seen_and_leaves_in_good_order() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     tiny_run(home);
-    let log = fs::File::create(home.join("log")).unwrap();
-    let said = || fs::read_to_string(home.join("log")).unwrap_or_default();
-    let options = [
-        "--dir",
-        "peer",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--bind",
-        "127.0.0.1:0",
-        "--relay",
-        "none",
-    ];
-    let mut start = command(home, &[&["new", "run.toml"][..], &options].concat());
-    let mut peer = Running(
-        start
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    let begun = Instant::now();
-    while !home.join("peer/status.json").exists() && begun.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let waited = murmur(
-        home,
-        &[
-            "wait",
-            "--dir",
-            "peer",
-            "--until",
-            "round>=3",
-            "--until",
-            "members>=1",
-            "--timeout",
-            "90",
-        ],
-    );
-    assert!(waited.status.success(), "{}\n{}", stderr(&waited), said());
+    let mut peer = start(home, "peer", &["new", "run.toml", "--dir", "peer"]);
+    wait(home, "peer", &["round>=3", "members>=1"]);
 
     let status = json(&murmur(home, &["status", "--dir", "peer", "--json"]));
     assert!(status["round"].as_u64().unwrap() >= 3);
@@ -324,23 +185,16 @@ fn a_peer_alone_trains_is_seen_and_leaves_in_good_order() {
         &["round>=1000", "stands at round"],
     );
 
-    let pid = peer.0.id().to_string();
-    assert!(
-        Command::new("sh")
-            .args(["-c", &format!("kill -INT {pid}")])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert_eq!(ends_within(&mut peer.0, 30), Some(0), "{}", said());
-    let events = fs::read_to_string(home.join("peer/events.jsonl")).unwrap();
-    let kinds: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    interrupt(&peer);
+    assert_eq!(common::ends_within(&mut peer.0, 30), Some(0), "{}", said(home, "peer"));
+    let text = fs::read_to_string(home.join("peer/events.jsonl")).unwrap();
+    let kinds: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(kinds.first().unwrap()["ev"], "started");
     assert_eq!(kinds.last().unwrap()["ev"], "stopped");
     let decided: Vec<&Value> = kinds.iter().filter(|line| line["ev"] == "round_decided").collect();
     assert!(
         decided.iter().enumerate().all(|(i, line)| line["round"] == i + 1),
-        "{events}"
+        "{text}"
     );
 
     let verified = json(&murmur(home, &["ledger", "verify", "--dir", "peer", "--json"]));
@@ -380,4 +234,89 @@ fn a_peer_alone_trains_is_seen_and_leaves_in_good_order() {
         "{}",
         stderr(&away)
     );
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let bind = taken.local_addr().unwrap().to_string();
+    let args = ["new", "run.toml", "--dir", "peer", "--relay", "none", "--bind", &bind];
+    refused(home, &args, 2, &[&bind, "cannot listen"]);
+}
+
+#[test]
+fn a_disk_too_small_for_the_run_is_refused_before_anything_is_written() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    let args = [
+        "new",
+        "run.toml",
+        "--dir",
+        "peer",
+        "--relay",
+        "none",
+        "--max-disk",
+        "10k",
+    ];
+    refused(home, &args, 2, &["--max-disk", "10.0 kB", "at least"]);
+    assert!(!home.join("peer").exists());
+}
+
+#[test]
+fn the_benches_report_what_they_promise() {
+    let home = tempfile::tempdir().unwrap();
+    let shape = [
+        "--dim", "32", "--layers", "1", "--heads", "2", "--ffn", "64", "--seq", "32", "--batch", "2",
+    ];
+    let trainer = [
+        &["bench", "trainer", "--json", "--threads", "1", "--steps", "2"][..],
+        &shape,
+    ]
+    .concat();
+    let report = json(&murmur(home.path(), &trainer));
+    assert!(report["peak"]["fp32_gflops"].as_f64().unwrap() > 0.0, "{report}");
+    let row = report["rows"][0].as_object().unwrap();
+    for field in [
+        "shape",
+        "precision",
+        "threads",
+        "tokens_per_sec",
+        "gflops",
+        "peak_share",
+        "peak_mem_bytes",
+    ] {
+        assert!(row.contains_key(field), "{field}: {report}");
+    }
+    let codec = [
+        "bench",
+        "codec",
+        "--json",
+        "--threads",
+        "1",
+        "--params",
+        "100000",
+        "--k",
+        "64",
+    ];
+    let report = json(&murmur(home.path(), &codec));
+    let row = report["rows"][0].as_object().unwrap();
+    for field in [
+        "source",
+        "params",
+        "k",
+        "quantizer",
+        "threads",
+        "bytes_per_param",
+        "entropy_bytes_per_param",
+        "encode_gb_s",
+        "decode_gb_s",
+        "reference_encode_gb_s",
+    ] {
+        assert!(row.contains_key(field), "{field}: {report}");
+    }
+    assert!(row["bytes_per_param"].as_f64().unwrap() <= 0.0172, "{report}");
 }
