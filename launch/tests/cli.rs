@@ -166,7 +166,7 @@ fn a_peer_alone_trains_is_seen_and_leaves_in_good_order() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     tiny_run(home);
-    let mut peer = start(home, "peer", &["new", "run.toml", "--dir", "peer"]);
+    let mut peer = start(home, "peer", "127.0.0.1:0", &["new", "run.toml", "--dir", "peer"]);
     wait(home, "peer", &["round>=3", "members>=1"]);
 
     let status = json(&murmur(home, &["status", "--dir", "peer", "--json"]));
@@ -298,7 +298,7 @@ fn the_benches_report_what_they_promise() {
         "--threads",
         "1",
         "--params",
-        "100000",
+        "2000000",
         "--k",
         "64",
     ];

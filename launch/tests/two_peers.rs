@@ -59,11 +59,22 @@ fn two_peers_hold_one_model_and_one_ledger_and_what_was_changed_is_found() {
     let home = home.path();
     common::text(home);
     fs::write(home.join("run.toml"), RUN).unwrap();
-    let first = start(home, "a", &["new", "run.toml", "--dir", "a", "--rounds", ROUNDS[0]]);
+    let ports = [common::free_port(), common::free_port()];
+    let first = start(
+        home,
+        "a",
+        &ports[0],
+        &["new", "run.toml", "--dir", "a", "--rounds", ROUNDS[0]],
+    );
     wait(home, "a", &["round>=1"]);
     let ticket = String::from_utf8(murmur(home, &["ticket", "--dir", "a"]).stdout).unwrap();
     let ticket = ticket.trim();
-    let second = start(home, "b", &["join", ticket, "--dir", "b", "--rounds", ROUNDS[0]]);
+    let second = start(
+        home,
+        "b",
+        &ports[1],
+        &["join", ticket, "--dir", "b", "--rounds", ROUNDS[0]],
+    );
     wait(home, "a", &["members>=2"]);
     wait(home, "b", &["members>=2", "tokens>=1"]);
     for name in ["a", "b"] {
@@ -80,7 +91,7 @@ fn two_peers_hold_one_model_and_one_ledger_and_what_was_changed_is_found() {
     let roots = both_verify(home);
     a_changed_byte_is_named(home);
     another_run_is_refused(home, ticket);
-    a_changed_snapshot_heals(home);
+    a_changed_snapshot_heals(home, &ports);
     assert_ne!(both_verify(home), roots, "the second act brought new records");
 }
 
@@ -174,7 +185,7 @@ fn another_run_is_refused(home: &Path, ticket: &str) {
 }
 
 /// One byte in every snapshot that a stopped peer holds: it says so, trains on none of them, and has the others' model again.
-fn a_changed_snapshot_heals(home: &Path) {
+fn a_changed_snapshot_heals(home: &Path, ports: &[String; 2]) {
     let mut changed = 0;
     for entry in fs::read_dir(home.join("b/snapshots")).unwrap().flatten() {
         if entry.path().extension().is_some_and(|ending| ending == "safetensors") {
@@ -187,8 +198,8 @@ fn a_changed_snapshot_heals(home: &Path) {
     }
     assert!(changed >= 2, "{changed} snapshots");
     refused(home, &["generate", "--dir", "b", "x"], 1, &["current.safetensors"]);
-    let first = start(home, "a", &["join", "--dir", "a", "--rounds", ROUNDS[1]]);
-    let second = start(home, "b", &["join", "--dir", "b", "--rounds", ROUNDS[1]]);
+    let first = start(home, "a", &ports[0], &["join", "--dir", "a", "--rounds", ROUNDS[1]]);
+    let second = start(home, "b", &ports[1], &["join", "--dir", "b", "--rounds", ROUNDS[1]]);
     ends_well(home, "a", first);
     ends_well(home, "b", second);
     assert!(

@@ -110,26 +110,23 @@ pub fn ends_within(child: &mut Child, secs: u64) -> Option<i32> {
     None
 }
 
-/// What every peer of a test is told: one thread, loopback, no relay.
-pub const LOCAL: [&str; 8] = [
-    "--threads",
-    "1",
-    "--device",
-    "cpu",
-    "--bind",
-    "127.0.0.1:0",
-    "--relay",
-    "none",
-];
+/// What every peer of a test is told: one thread, no GPU, no relay.
+const LOCAL: [&str; 6] = ["--threads", "1", "--device", "cpu", "--relay", "none"];
+
+/// A port on loopback that was free a moment ago, for a peer that has to be found there again.
+pub fn free_port() -> String {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().to_string()
+}
 
 /// Starts a peer that says what it says into `NAME.log`.
-pub fn start(home: &Path, name: &str, args: &[&str]) -> Running {
+pub fn start(home: &Path, name: &str, bind: &str, args: &[&str]) -> Running {
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(home.join(format!("{name}.log")))
         .unwrap();
-    let child = command(home, &[args, &LOCAL].concat())
+    let child = command(home, &[args, &LOCAL, &["--bind", bind]].concat())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .stdin(Stdio::null())
