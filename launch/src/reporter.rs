@@ -389,7 +389,10 @@ impl Reporter {
         let alone = self.config.genesis.len() == 1 && self.config.genesis[0].id == self.me;
         if let Some(ticket) = ticket.filter(|_| alone && !self.invited) {
             self.progress.line(&format!("others join with: murmur join {ticket}"));
-            self.progress.line(&format!("a fresh ticket, later: murmur ticket --dir {}", self.dir.path().display()));
+            self.progress.line(&format!(
+                "a fresh ticket, later: murmur ticket --dir {}",
+                self.dir.path().display()
+            ));
             self.invited = true;
         }
     }

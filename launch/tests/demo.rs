@@ -12,12 +12,12 @@ use serde_json::Value;
 
 /// A model and rounds so small that the story takes seconds.
 const SMALL: [&str; 12] = [
-    "model.dim=32",
-    "model.layers=1",
+    "model.dim=64",
+    "model.layers=2",
     "model.heads=2",
-    "model.ffn=64",
-    "training.seq_len=32",
-    "training.batch_sequences=4",
+    "model.ffn=128",
+    "training.seq_len=64",
+    "training.batch_sequences=8",
     "training.max_inner_steps=60",
     "timing.train_secs=3.0",
     "timing.collect_secs=4.0",
@@ -32,7 +32,7 @@ fn a_short_demo_ends_well_and_its_figures_can_be_recomputed() {
     let home = home.path();
     common::text(home);
     let mut args = vec![
-        "demo", "--json", "--peers", "3", "--rounds", "12", "--text", "text.txt", "--dir", "demo",
+        "demo", "--json", "--peers", "3", "--rounds", "16", "--text", "text.txt", "--dir", "demo",
     ];
     for set in &SMALL {
         args.extend(["--set", set]);
