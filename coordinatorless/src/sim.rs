@@ -1,7 +1,7 @@
 //! The protocol core under seeded faults, in virtual time: the same [`crate::protocol::State`] that runs under iroh, with links that
 //! lose, delay, reorder and duplicate, and peers that crash and come back with nothing but their disks.
 //!
-//! After every step the checker ([`check`]) holds the run to its promises. The same scenario and seed give the same digest on every
+//! After every step a checker (`check`) holds the run to its promises. The same scenario and seed give the same digest on every
 //! machine: there is one clock, one random source, and ordered maps throughout.
 
 mod check;

@@ -4,9 +4,9 @@
 //! Who audits whom follows from the record's seed (`coordinatorless::protocol::audit`); this crate does the audit. Read in this order:
 //!
 //! 1. [`opening`]: the accumulators that a commit names, as bytes; what is checked before they are believed to be the ones.
-//! 2. [`replay`]: the same batches from the same model, and what the member's bytes claim the outcome was.
+//! 2. [`mod@replay`]: the same batches from the same model, and what the member's bytes claim the outcome was.
 //! 3. [`tolerance`]: how far apart two pseudo-gradients are, and whether what was sent is what the codec would have sent.
-//! 4. [`verdict`]: a finding for the record, and the same in plain words.
+//! 4. [`mod@verdict`]: a finding for the record, and the same in plain words.
 //!
 //! What an audit holds a member to is the whole chain from batches to bytes: the pseudo-gradient is the one that its batches give; what it sent
 //! and what it kept add up to accumulator plus pseudo-gradient; and what it sent is the selection of that sum. Two gaps remain, and
