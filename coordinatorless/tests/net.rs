@@ -142,7 +142,17 @@ async fn a_member_that_comes_back_on_another_port_is_linked_again() {
     a.connected(b_id).await;
     b_net.broadcast(Bytes::from_static(b"back"));
     assert_eq!(a.frame().await, (b_id, Bytes::from_static(b"back")));
-    assert!(a.net.known().contains(&b_net.addr().await), "the new address is learnt");
+    // The card with the address travels beside the frames: it comes soon, not first.
+    let addr = b_net.addr().await;
+    let learnt = async {
+        while !a.net.known().contains(&addr) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(10), learnt).await.is_ok(),
+        "the new address is learnt"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -173,7 +183,8 @@ async fn an_oversized_frame_or_an_unknown_kind_is_refused_and_costs_the_link() {
         let connection = hostile.connect(a.net.addr().await, alpn.as_bytes()).await.unwrap();
         let mut stream = connection.open_uni().await.unwrap();
         stream.write_all(&header).await.unwrap();
-        stream.write_all(&[0; 100]).await.unwrap();
+        // The link may be gone before this is written: the header alone is enough to refuse it.
+        let _ = stream.write_all(&[0; 100]).await;
         let (from, reason) = a
             .next(|event| match event {
                 NetEvent::Rejected {
