@@ -3,6 +3,8 @@
 //! Everything here is pure. [`ChainState::draft`] writes a record, [`ChainState::apply`] checks one against every rule that follows
 //! from the chain alone and returns the state after it; a voter, a laggard, a joiner and `ledger verify` all call the same function.
 
+mod rules;
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::assignment::Assignment;
@@ -14,7 +16,9 @@ use crate::agreement::Voters;
 use crate::config::RunConfig;
 use crate::ledger::Ledger;
 use crate::types::*;
-use crate::wire::{Body, Canonical, Scheme, Signed};
+use crate::wire::{Canonical, Scheme};
+
+pub use rules::RuleViolation;
 
 /// Most changes of membership in a record.
 pub const MAX_CHANGES: usize = 8;
@@ -65,34 +69,6 @@ pub struct ChainState {
     pub agreed: Agreed,
     /// The balances.
     pub ledger: Ledger,
-}
-
-/// The rule that a record breaks.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RuleViolation {
-    /// Something that follows from the chain differs.
-    #[error("{what}: expected {expected}, found {found}")]
-    Differs {
-        /// What.
-        what: &'static str,
-        /// As the chain says.
-        expected: String,
-        /// As the record says.
-        found: String,
-    },
-    /// A part of the record is not allowed.
-    #[error("{what} of {member}: {why}")]
-    Refused {
-        /// Which part.
-        what: &'static str,
-        /// Whose.
-        member: PeerId,
-        /// Why.
-        why: &'static str,
-    },
-    /// Too long, unsorted, repeated.
-    #[error("{0}")]
-    Shape(&'static str),
 }
 
 /// What a proposer puts into a record besides what follows from the chain.
@@ -263,147 +239,6 @@ impl ChainState {
         }
     }
 
-    /// Whether this commit may be counted in the next record.
-    pub fn check_commit(
-        &self,
-        config: &RunConfig,
-        assignment: &Assignment,
-        contribution: &Contribution,
-        scheme: Scheme,
-    ) -> Result<(), RuleViolation> {
-        let Contribution {
-            member,
-            commit,
-            signature,
-        } = contribution;
-        let refuse = |why| {
-            Err(RuleViolation::Refused {
-                what: "commit",
-                member: *member,
-                why,
-            })
-        };
-        let batch = config.data.batch_tokens();
-        let Some(known) = self.member(member) else {
-            return refuse("not a member");
-        };
-        if commit.slot != self.next_slot() || commit.parent != self.agreed.record || commit.base != self.agreed.round {
-            return refuse("for another round, branch or parent");
-        }
-        // R4: a prefix of the assigned order, in whole batches.
-        if commit.tokens == 0 || commit.tokens % batch != 0 || commit.tokens / batch > assignment.quota(member) {
-            return refuse("tokens are not a prefix of its batches");
-        }
-        let shards = commit.shards.iter().flat_map(|shard| shard.0).collect::<Vec<u8>>();
-        if commit.shards.is_empty() || commit.shards.len() > 4096 || Hash::of(&shards) != commit.blob {
-            return refuse("blob is not the hash sequence of its shards");
-        }
-        if commit.len > config.storage.max_contribution_bytes {
-            return refuse("longer than the run allows");
-        }
-        // R19: what was counted last, or declared lost.
-        if commit.accumulator_before != known.accumulator
-            && commit.accumulator_before != config.verification.accumulator_zero
-        {
-            return refuse("accumulator does not continue the last counted one");
-        }
-        let signed = Signed {
-            signer: *member,
-            body: Body::Commit(commit.clone()),
-            signature: *signature,
-        };
-        if signed.verify(scheme).is_err() {
-            return refuse("signature does not fit");
-        }
-        Ok(())
-    }
-
-    /// Whether this change may stand in the next record (what needs no hearing; R15's silence is the voter's own to judge).
-    pub fn check_change(&self, config: &RunConfig, change: &Change, scheme: Scheme) -> Result<(), RuleViolation> {
-        let slot = self.next_slot();
-        match change {
-            Change::Join(join, id, signature) => {
-                let refuse = |why| {
-                    Err(RuleViolation::Refused {
-                        what: "join",
-                        member: *id,
-                        why,
-                    })
-                };
-                let member = self.member(id);
-                if member.is_some_and(|member| member.standing != Standing::Away) {
-                    return refuse("already a member, or banned");
-                }
-                if member.is_none() && self.agreed.members.len() >= membership::MAX_MEMBERS {
-                    return refuse("the run is full");
-                }
-                if join.slot.run != slot.run
-                    || join.slot.branch != slot.branch
-                    || join.slot.round > slot.round
-                    || join.slot.round.0.saturating_add(JOIN_ROUNDS) < slot.round.0
-                {
-                    return refuse("for another run or branch, or too old");
-                }
-                if join.payout_address.len() > 64 || !join.payout_address.is_ascii() {
-                    return refuse("payout address is not up to 64 ASCII characters");
-                }
-                let signed = Signed {
-                    signer: *id,
-                    body: Body::Join(join.clone()),
-                    signature: *signature,
-                };
-                if signed.verify(scheme).is_err() {
-                    refuse("signature does not fit")
-                } else {
-                    Ok(())
-                }
-            }
-            Change::Leave(leave, id, signature) => {
-                let refuse = |why| {
-                    Err(RuleViolation::Refused {
-                        what: "leave",
-                        member: *id,
-                        why,
-                    })
-                };
-                let joined = match self.member(id) {
-                    Some(member) if member.standing == Standing::Active => member.joined,
-                    _ => return refuse("not an active member"),
-                };
-                let fresh = leave.slot.round >= joined
-                    && leave.slot.round <= slot.round
-                    && leave.slot.round.0.saturating_add(JOIN_ROUNDS) >= slot.round.0;
-                if leave.slot.run != slot.run || leave.slot.branch != slot.branch || !fresh {
-                    return refuse("for another run or branch, or too old");
-                }
-                let signed = Signed {
-                    signer: *id,
-                    body: Body::Leave(leave.clone()),
-                    signature: *signature,
-                };
-                if signed.verify(scheme).is_err() {
-                    refuse("signature does not fit")
-                } else {
-                    Ok(())
-                }
-            }
-            Change::Lapse(id) => {
-                let enough = |member: &Member| {
-                    member.standing == Standing::Active && u64::from(member.uncounted) >= config.membership.lapse_rounds
-                };
-                if self.member(id).is_some_and(enough) {
-                    Ok(())
-                } else {
-                    Err(RuleViolation::Refused {
-                        what: "lapse",
-                        member: *id,
-                        why: "was counted lately, or is no member",
-                    })
-                }
-            }
-        }
-    }
-
     /// Checks everything that follows from the chain alone, and returns the state after the record with what people may want to know.
     /// The model root is the caller's to compare: only it has a model.
     pub fn apply(
@@ -414,123 +249,6 @@ impl ChainState {
     ) -> Result<(Self, Vec<Notice>), RuleViolation> {
         self.check_record(config, record, scheme)?;
         Ok(self.advance(config, record))
-    }
-
-    fn check_record(&self, config: &RunConfig, record: &Record, scheme: Scheme) -> Result<(), RuleViolation> {
-        equal("slot", &self.next_slot(), &record.slot)?;
-        equal("parent", &self.agreed.record, &record.parent)?;
-        equal("state_root", &self.state_root(), &record.state_root)?;
-        equal("ledger_root", &self.ledger.root(), &record.ledger_root)?;
-        if record.changes.len() > MAX_CHANGES || record.verdicts.len() > MAX_VERDICTS {
-            return Err(RuleViolation::Shape("too many changes or verdicts"));
-        }
-        let sorted = record
-            .contributions
-            .windows(2)
-            .all(|pair| pair[0].member < pair[1].member)
-            && record
-                .changes
-                .windows(2)
-                .all(|pair| subject(&pair[0]) < subject(&pair[1]))
-            && record
-                .verdicts
-                .windows(2)
-                .all(|pair| audit::key(&pair[0].verdict) < audit::key(&pair[1].verdict));
-        if !sorted {
-            return Err(RuleViolation::Shape(
-                "contributions, changes or verdicts are not sorted, or repeated",
-            ));
-        }
-        let assignment = self.assignment(config);
-        for contribution in &record.contributions {
-            equal(
-                "model_root of a commit",
-                &record.model_root,
-                &contribution.commit.model_root,
-            )?;
-            self.check_commit(config, &assignment, contribution, scheme)?;
-        }
-        let (returned, retired) = assignment.leftovers(done_batches(config, &record.contributions));
-        equal("returned", &returned, &record.returned)?;
-        equal("retired", &retired, &record.retired)?;
-        for change in &record.changes {
-            self.check_change(config, change, scheme)?;
-        }
-        self.check_lapsed_weight(&record.changes)?;
-        for verdict in &record.verdicts {
-            self.check_verdict(verdict, scheme)?;
-        }
-        self.check_beacon(record, scheme)
-    }
-
-    /// R15: at most a fifth of the weight lapses in one record, or one member (of few members, each has more than a fifth).
-    fn check_lapsed_weight(&self, changes: &[Change]) -> Result<(), RuleViolation> {
-        let voters = self.voters();
-        let lapsing = changes.iter().filter_map(|change| match change {
-            Change::Lapse(id) => Some(voters.weight_of(id)),
-            _ => None,
-        });
-        let (count, weight) = lapsing.fold((0u32, 0u64), |(n, sum), weight| (n + 1, sum.saturating_add(weight)));
-        if count > 1 && weight.saturating_mul(5) > voters.total() {
-            return Err(RuleViolation::Shape(
-                "more than a fifth of the weight would lapse at once",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Whether a verdict answers an open audit and comes from the auditor that was drawn.
-    pub fn check_verdict(&self, signed: &SignedVerdict, scheme: Scheme) -> Result<(), RuleViolation> {
-        let refuse = |why| {
-            Err(RuleViolation::Refused {
-                what: "verdict",
-                member: signed.auditor,
-                why,
-            })
-        };
-        let slot = signed.verdict.slot;
-        if slot.run != self.agreed.run || slot.branch != self.agreed.branch || slot.view != 0 {
-            return refuse("for another run or branch");
-        }
-        match self
-            .agreed
-            .audits
-            .iter()
-            .find(|open| open.key() == audit::key(&signed.verdict))
-        {
-            Some(open) if open.auditor == signed.auditor => {}
-            Some(_) => return refuse("another auditor was drawn"),
-            None => return refuse("no such audit is open"),
-        }
-        let whole = Signed {
-            signer: signed.auditor,
-            body: Body::Verdict(signed.verdict.clone()),
-            signature: signed.signature,
-        };
-        if whole.verify(scheme).is_err() {
-            refuse("signature does not fit")
-        } else {
-            Ok(())
-        }
-    }
-
-    fn check_beacon(&self, record: &Record, scheme: Scheme) -> Result<(), RuleViolation> {
-        let Beacon { proposer, view, .. } = record.beacon;
-        equal(
-            "beacon proposer",
-            &self.voters().proposer(record.slot.round, view),
-            &proposer,
-        )?;
-        let key = self.member(&proposer).map(|member| member.vrf_key).unwrap_or_default();
-        if beacon::verify(&record.beacon, &key, &self.agreed.seed, record.slot.round, scheme) {
-            Ok(())
-        } else {
-            Err(RuleViolation::Refused {
-                what: "beacon",
-                member: proposer,
-                why: "proof does not fit",
-            })
-        }
     }
 
     /// The state after a record that follows every rule.
@@ -717,17 +435,6 @@ pub fn subject(change: &Change) -> PeerId {
     match change {
         Change::Join(_, id, _) | Change::Leave(_, id, _) | Change::Lapse(id) => *id,
     }
-}
-
-fn equal<T: PartialEq + std::fmt::Debug>(what: &'static str, expected: &T, found: &T) -> Result<(), RuleViolation> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(RuleViolation::Differs {
-        what,
-        expected: format!("{expected:?}"),
-        found: format!("{found:?}"),
-    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 use super::*;
 use crate::config::*;
 use crate::protocol::beacon::VrfKeys;
-use crate::wire::Keys;
+use crate::wire::{Body, Keys};
 
 const SCHEME: Scheme = Scheme::Ed25519;
 
