@@ -13,7 +13,7 @@
 //! | R6 | ledger sums are u128 | [`crate::ledger`] |
 //! | R7 | assignment by quota from one stream, returned data first | [`assignment`], [`membership`] |
 //! | R8 | train until the quota is done or time is up, then commit | `round` |
-//! | R9 | fetch committed blobs as they appear, say what one holds | `availability` |
+//! | R9 | fetch committed blobs as they appear, say what one holds; who tells what to whom | `availability`, [`roster`] |
 //! | R10 | the proposer names what more than 2/3 hold | `round` |
 //! | R11 | a prevote says: I hold it all, and it follows the rules | `round` |
 //! | R12 | a record that leaves out what is widely held gets no vote in views 0 and 1 | `round` |
@@ -49,6 +49,7 @@ pub mod chain;
 pub mod event;
 pub mod membership;
 mod regroup;
+pub mod roster;
 mod round;
 pub mod sync;
 
@@ -68,8 +69,9 @@ use event::{Effect, Event, Notice, Timer};
 pub const SECOND: Micros = 1_000_000;
 /// Heartbeats and repair happen this often.
 const BEAT: Micros = SECOND;
-/// A member not heard for this long is not waited for.
-const SILENCE: Micros = 5 * SECOND;
+/// A member not heard for this long is not waited for: three heartbeats in a row were lost, or it is gone. With one beat's delay
+/// everyone has noticed within five seconds.
+const SILENCE: Micros = 7 * SECOND / 2;
 /// What one holds is told at most this often.
 const HAVE_PAUSE: Micros = SECOND / 20;
 /// Join and leave requests, and verdicts, kept at most.
@@ -113,6 +115,7 @@ pub struct State {
     /// States before each of the last records, with that record: `(state after round r-1, record r)` under `r`.
     history: BTreeMap<Round, (Arc<ChainState>, Arc<Decided>)>,
     voters: Arc<Voters>,
+    roster: roster::Roster,
     assignment: Assignment,
     agreement: Agreement,
     /// Root of the model after `chain`'s round, once it is applied.
@@ -166,6 +169,7 @@ impl State {
             log_whole: setup.wal.is_some(),
             history: states.collect(),
             voters: Arc::new(chain.voters()),
+            roster: roster::Roster::default(),
             assignment: chain.assignment(config),
             agreement,
             model: None,
@@ -189,7 +193,8 @@ impl State {
     /// Begins the round after the chain's last.
     pub fn start(&mut self, now: Micros) -> Vec<Effect> {
         self.out.push(Effect::SetTimer(Timer::Beat, now + BEAT));
-        self.out.push(Effect::Members(self.chain.active().collect()));
+        let roster = roster::Roster::new(&self.chain, &self.voters, &self.keys.id());
+        self.out.push(Effect::Members(roster.neighbours()));
         // Who votes alone has nobody to listen to, and nobody to deceive.
         let vote = self.log_whole || self.chain.voters().len() == 1;
         self.start_round(now, vote);
@@ -280,8 +285,15 @@ impl State {
         (self.chain.agreed.branch, self.chain.agreed.round.next())
     }
 
-    fn is_alive(&self, now: Micros, id: &PeerId) -> bool {
+    /// Whether this peer itself has heard the member within the last seconds.
+    fn hears_now(&self, now: Micros, id: &PeerId) -> bool {
         *id == self.keys.id() || self.heard.get(id).is_some_and(|(at, _)| at + SILENCE > now)
+    }
+
+    /// Whether this peer, or who listens for it, has.
+    fn is_alive(&self, now: Micros, id: &PeerId) -> bool {
+        let place = || self.roster.place(id);
+        self.hears_now(now, id) || place().is_some_and(|place| self.told(now, place, &|have| &have.alive))
     }
 
     fn is_member(&self, id: &PeerId) -> bool {
@@ -323,8 +335,16 @@ impl State {
 
     fn broadcast(&mut self, body: Body) -> Signed {
         let message = self.keys.sign(&body);
-        self.out.push(Effect::Broadcast(message.clone()));
+        self.spread(message.clone());
         message
+    }
+
+    /// To everyone whom it concerns.
+    fn spread(&mut self, message: Signed) {
+        self.out.push(match self.roster.audience(&message.body) {
+            Some(to) => Effect::Multicast { to, message },
+            None => Effect::Broadcast(message),
+        });
     }
 
     /// Once a second: the heartbeat, and the repair of whatever was lost.
@@ -386,7 +406,7 @@ impl State {
         }
         self.requests.insert(id, change);
         if !known {
-            self.out.push(Effect::Broadcast(message));
+            self.spread(message);
         }
     }
 
@@ -406,7 +426,7 @@ impl State {
         }
         if self.chain.check_verdict(&signed, self.scheme).is_ok() {
             self.verdicts.insert(key, signed);
-            self.out.push(Effect::Broadcast(message));
+            self.spread(message);
         }
     }
 

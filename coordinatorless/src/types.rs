@@ -368,10 +368,55 @@ pub struct Have {
     pub tip: Hash,
     /// The round of `tip`.
     pub tip_round: Round,
-    /// Blob hashes of this round's commits held in full and found well-formed; sorted, at most 1024.
-    pub blobs: Vec<Hash>,
-    /// Members heard from within the last three rounds; sorted, at most 1024.
-    pub heard: Vec<PeerId>,
+    /// Members whose contribution of this round is held in full and found well-formed.
+    pub held: Bits,
+    /// Members heard from within the last seconds, by what they sent themselves.
+    pub alive: Bits,
+    /// Members heard from within the last three rounds, likewise.
+    pub heard: Bits,
+}
+
+/// A set of members: bit `i` stands for the `i`-th active member, sorted by id, after the record before the message's round. So
+/// who reads it must be in the same round.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Bits(Vec<u8>);
+
+impl Bits {
+    /// Those of `members` members for which `holds` says so.
+    pub fn new(members: usize, holds: impl Fn(usize) -> bool) -> Self {
+        let mut bytes = vec![0; members.div_ceil(8)];
+        for at in (0..members).filter(|at| holds(*at)) {
+            bytes[at / 8] |= 1 << (at % 8);
+        }
+        Self(bytes)
+    }
+
+    /// Whether the `at`-th member is in it.
+    pub fn has(&self, at: usize) -> bool {
+        self.0.get(at / 8).is_some_and(|byte| byte & (1 << (at % 8)) != 0)
+    }
+
+    /// The members in it, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        let bits = |(at, byte): (usize, &u8)| {
+            let byte = *byte;
+            (0..8)
+                .filter(move |bit| byte & (1 << bit) != 0)
+                .map(move |bit| at * 8 + bit)
+        };
+        self.0.iter().enumerate().filter(|(_, byte)| **byte != 0).flat_map(bits)
+    }
+
+    /// Whether it can be about this many members: the one length there is for them, and nobody beyond the last.
+    pub fn fits(&self, members: usize) -> bool {
+        let spare = self.0.len() * 8 - members.min(self.0.len() * 8);
+        self.0.len() == members.div_ceil(8) && self.0.last().is_none_or(|last| last.leading_zeros() as usize >= spare)
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// "I have lost the quorum; I would go on with these" (R20).

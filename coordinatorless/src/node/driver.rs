@@ -380,7 +380,10 @@ impl Driver {
                     }
                 }
             }
-            Job::Records(from, records) => self.handle(Event::Records { from, records }),
+            Job::Records(from, records) => {
+                let records = records.into_iter().map(Arc::new).collect();
+                self.handle(Event::Records { from, records })
+            }
             Job::Gathered(..) | Job::Source(..) | Job::Nothing => Ok(()),
         }
     }

@@ -33,6 +33,10 @@ impl Driver {
                 }
                 self.node.net.broadcast(frame);
             }
+            Effect::Multicast { to, message } => {
+                let frame = Bytes::from(message.to_frame());
+                to.iter().for_each(|id| self.node.net.send(*id, frame.clone()));
+            }
             Effect::Send(to, message) => self.node.net.send(to, message.to_frame().into()),
             Effect::SetTimer(timer, at) => drop(self.timers.insert(timer, at)),
             Effect::CancelTimer(timer) => drop(self.timers.remove(&timer)),

@@ -7,8 +7,14 @@ use crate::wire::{Body, Signed};
 
 /// Messages of others that one beat passes on to one peer at most.
 const REPAIRS_PER_BEAT: usize = 4;
-/// Peers named in a `Have` at most.
-const MAX_LISTED: usize = 1024;
+/// Bytes of a bitmap at most: a bit for each member.
+const MAX_MAP: usize = super::membership::MAX_MEMBERS / 8;
+/// A commit that others lack is said again once it has been known for this long: before, it may be on its way.
+const REPAIR_AFTER: Micros = super::SECOND / 2;
+/// Of many members, this many pass on a commit that others lack: the next ones by id.
+const REPAIRERS: usize = 16;
+/// With so many voters, what one holds is told as much later as they are more.
+const HAVE_VOTERS: u64 = 32;
 
 impl State {
     /// A commit for this round: remembered, and its blob fetched at once.
@@ -45,8 +51,7 @@ impl State {
         {
             return self.reject(message.signer, "commit", violation.to_string());
         }
-        self.round.commits.insert(message.signer, contribution);
-        self.round.commit_seen.insert(message.signer, now);
+        self.round.committed(now, contribution);
         self.fetch(message.signer);
     }
 
@@ -55,14 +60,14 @@ impl State {
         let Some(contribution) = self.round.commits.get(&member) else {
             return;
         };
-        let commit = contribution.commit.clone();
-        if self.round.held.contains(&commit.blob) || self.round.bad.contains(&commit.blob) {
+        let blob = contribution.commit.blob;
+        if self.round.held.contains(&blob) || self.round.bad.contains(&blob) {
             return;
         }
-        let slot = self.chain.next_slot();
-        let others = self.haves.iter().filter(|(id, have)| {
-            **id != member && have.slot.round == slot.round && have.blobs.binary_search(&commit.blob).is_ok()
-        });
+        let commit = contribution.commit.clone();
+        let (slot, place) = (self.chain.next_slot(), self.roster.place(&member));
+        let says = |have: &Have| have.slot == slot && place.is_some_and(|place| have.held.has(place));
+        let others = self.haves.iter().filter(|(id, have)| **id != member && says(have));
         let providers = std::iter::once(member).chain(others.map(|(id, _)| *id)).collect();
         self.out.push(Effect::Fetch {
             member,
@@ -72,12 +77,15 @@ impl State {
     }
 
     pub(super) fn blob_held(&mut self, now: Micros, blob: Hash) {
-        if self.round.author(&blob).is_none() {
-            return;
-        }
+        let Some(member) = self.round.author(&blob) else { return };
         if self.round.held.insert(blob) {
-            self.round.held_since.insert(blob, now);
             self.round.last_blob = now;
+            if let Some(place) = self.roster.place(&member)
+                && self.round.holding.insert(place)
+            {
+                let weight = self.voters.weight_of(&self.keys.id());
+                self.tally(now, place, weight);
+            }
             self.plan_have(now);
         }
         self.recheck(now);
@@ -93,11 +101,11 @@ impl State {
 
     /// Takes what another peer says it holds, and whom it hears.
     pub(super) fn have(&mut self, now: Micros, signer: PeerId, have: Have) {
-        if have.blobs.len() > MAX_LISTED || have.heard.len() > MAX_LISTED {
-            return self.reject(signer, "have", "names too many".into());
-        }
-        if !have.blobs.is_sorted() || !have.heard.is_sorted() {
-            return self.reject(signer, "have", "is not sorted".into());
+        let maps = [&have.held, &have.alive, &have.heard];
+        let same = have.slot == self.chain.next_slot();
+        let fit = |map: &&Bits| map.bytes() <= MAX_MAP && (!same || map.fits(self.roster.len()));
+        if !maps.iter().all(fit) {
+            return self.reject(signer, "have", "its bitmaps don't fit the members".into());
         }
         if self
             .haves
@@ -119,71 +127,116 @@ impl State {
                 self.out.push(Effect::Send(signer, mine));
             }
         } else {
-            self.haves.insert(signer, have);
-            self.note_widely_held(now);
+            let before = self
+                .haves
+                .insert(signer, have.clone())
+                .filter(|before| before.slot == have.slot);
+            if same {
+                self.count_have(now, &signer, &have, before.as_ref());
+            }
             self.try_propose(now);
         }
     }
 
-    /// Tells soon what this peer holds: not at once, so that several blobs make one message.
+    /// Adds a voter's weight to what it says it holds, and takes it from what it says no more.
+    fn count_have(&mut self, now: Micros, signer: &PeerId, have: &Have, before: Option<&Have>) {
+        let weight = self.voters.weight_of(signer);
+        if weight == 0 {
+            return;
+        }
+        let had = |place: usize| before.is_some_and(|before| before.held.has(place));
+        for place in have.held.iter().filter(|place| !had(*place)).collect::<Vec<_>>() {
+            self.tally(now, place, weight);
+        }
+        for place in before.into_iter().flat_map(|before| before.held.iter()) {
+            if !have.held.has(place)
+                && let Some(sum) = self.round.weight.get_mut(place)
+            {
+                *sum = sum.saturating_sub(weight);
+            }
+        }
+    }
+
+    /// More weight holds the contribution of the member at `place`. Remembers since when that is enough, and it is held here
+    /// too, for R12.
+    fn tally(&mut self, now: Micros, place: usize, weight: u64) {
+        let Some(sum) = self.round.weight.get_mut(place) else {
+            return;
+        };
+        *sum = sum.saturating_add(weight);
+        if self.voters.quorum(*sum) && self.round.holding.contains(&place) {
+            self.round.wide_since.entry(place).or_insert(now);
+        }
+    }
+
+    /// At the start of a round: what others, who are in it already, have said.
+    pub(super) fn count_haves(&mut self, now: Micros) {
+        self.round.weight = vec![0; self.roster.len()];
+        let slot = self.chain.next_slot();
+        let me = self.keys.id();
+        let said: Vec<(PeerId, Have)> = self
+            .haves
+            .iter()
+            .filter(|(id, have)| **id != me && have.slot == slot && have.held.fits(self.roster.len()))
+            .map(|(id, have)| (*id, have.clone()))
+            .collect();
+        for (signer, have) in said {
+            self.count_have(now, &signer, &have, None);
+        }
+    }
+
+    /// Tells soon what this peer holds: not at once, so that several blobs make one message; the more listen, the later.
     pub(super) fn plan_have(&mut self, now: Micros) {
         if !self.round.have_planned {
             self.round.have_planned = true;
-            self.out.push(Effect::SetTimer(Timer::Settled, now + HAVE_PAUSE));
+            let crowd = (self.voters.len() as u64 / HAVE_VOTERS).max(1);
+            self.out
+                .push(Effect::SetTimer(Timer::Settled, now + HAVE_PAUSE * crowd));
         }
     }
 
     pub(super) fn tell_have(&mut self, now: Micros) {
         self.round.have_planned = false;
         self.sequence += 1;
-        let me = self.keys.id();
-        let round = self.height().1;
-        let lapse = self.config.membership.lapse_rounds;
-        let heard = |id: &PeerId| {
-            *id == me || self.is_alive(now, id) || self.heard.get(id).is_some_and(|(_, at)| at.0 + lapse > round.0)
+        let members = self.roster.len();
+        let told = |place: usize, hears: &dyn Fn(&PeerId) -> bool, bit: &dyn Fn(&Have) -> &Bits| {
+            let id = self.roster.member(place).unwrap_or_default();
+            hears(&id) || self.told(now, place, bit)
         };
         let have = Have {
             slot: self.chain.next_slot(),
             sequence: self.sequence,
             tip: self.chain.agreed.record,
             tip_round: self.chain.agreed.round,
-            blobs: self.round.held.iter().copied().take(MAX_LISTED).collect(),
-            heard: self.chain.active().filter(heard).take(MAX_LISTED).collect(),
+            held: Bits::new(members, |place| self.round.holding.contains(&place)),
+            alive: Bits::new(members, |place| {
+                told(place, &|id| self.hears_now(now, id), &|have| &have.alive)
+            }),
+            heard: Bits::new(members, |place| {
+                told(place, &|id| self.heard_lately(now, id), &|have| &have.heard)
+            }),
         };
-        self.haves.insert(me, have.clone());
-        self.note_widely_held(now);
+        self.haves.insert(self.keys.id(), have.clone());
         self.last_have = Some(self.broadcast(Body::Have(have)));
     }
 
-    /// Weight of those who say, for this round, that they hold the blob.
-    pub(super) fn weight_holding(&self, blob: &Hash) -> u64 {
+    /// Whether those who listen for the member at `place` say so; nobody does for a member that this peer hears itself.
+    pub(super) fn told(&self, now: Micros, place: usize, bit: &dyn Fn(&Have) -> &Bits) -> bool {
         let slot = self.chain.next_slot();
-        let me = self.keys.id();
-        let holds = |id: &PeerId| {
-            if *id == me {
-                return self.round.held.contains(blob);
-            }
-            let have = self
-                .haves
-                .get(id)
-                .filter(|have| have.slot.branch == slot.branch && have.slot.round == slot.round);
-            have.is_some_and(|have| have.blobs.binary_search(blob).is_ok())
+        let says = |by: &PeerId| {
+            let have = self.haves.get(by).filter(|have| have.slot == slot);
+            have.is_some_and(|have| bit(have).has(place)) && self.hears_now(now, by)
         };
-        self.voters
-            .iter()
-            .filter(|(id, _)| holds(id))
-            .map(|(_, weight)| weight)
-            .sum()
+        self.roster.told_by(place).is_some_and(|by| by.iter().any(says))
     }
 
-    /// Remembers since when each valid commit has been held widely and here, for R12.
-    pub(super) fn note_widely_held(&mut self, now: Micros) {
-        let blobs: Vec<Hash> = self.round.held.iter().copied().collect();
-        for blob in blobs {
-            if !self.round.wide_since.contains_key(&blob) && self.voters.quorum(self.weight_holding(&blob)) {
-                self.round.wide_since.insert(blob, now);
-            }
-        }
+    /// Weight of those who say, for this round, that they hold this member's contribution.
+    pub(super) fn weight_holding(&self, member: &PeerId) -> u64 {
+        let place = self.roster.place(member);
+        place
+            .and_then(|place| self.round.weight.get(place))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Once a second: fetch again what is missing, say again what others seem to lack.
@@ -191,25 +244,24 @@ impl State {
         let waiting: Vec<PeerId> = self.round.commits.keys().copied().collect();
         waiting.into_iter().for_each(|member| self.fetch(member));
         self.fetch_named();
-        let slot = self.chain.next_slot();
+        let (slot, me) = (self.chain.next_slot(), self.keys.id());
+        let mine = self
+            .roster
+            .place(&me)
+            .filter(|place| self.round.holding.contains(place));
         let mut sends = Vec::new();
-        for (id, have) in self
-            .haves
-            .iter()
-            .filter(|(id, have)| **id != self.keys.id() && have.slot == slot)
-        {
-            // My own commit first, then others' that I hold.
-            let mine = self.round.commits.get(&self.keys.id());
-            let others = self
-                .round
-                .commits
-                .values()
-                .filter(|one| self.round.held.contains(&one.commit.blob));
-            let lacking = mine
-                .into_iter()
-                .chain(others)
-                .filter(|one| have.blobs.binary_search(&one.commit.blob).is_err());
-            for one in lacking.take(REPAIRS_PER_BEAT) {
+        for (id, have) in self.haves.iter().filter(|(id, have)| **id != me && have.slot == slot) {
+            if self.voters.weight_of(id) == 0 && self.voters.len() >= super::roster::CROWD {
+                continue; // who has no vote in a crowd gets the record
+            }
+            // My own commit first, then others' that I hold and was drawn to pass on.
+            let others = self.round.holding.iter().copied().filter(|place| Some(*place) != mine);
+            let lacking = mine.into_iter().chain(others.filter(|place| self.passes_on(*place)));
+            let lacking = lacking.filter(|place| !have.held.has(*place));
+            for one in lacking
+                .filter_map(|place| self.settled_commit(now, place))
+                .take(REPAIRS_PER_BEAT)
+            {
                 let body = Body::Commit(one.commit.clone());
                 sends.push(Effect::Send(
                     *id,
@@ -228,7 +280,7 @@ impl State {
             .is_some_and(|since| since + super::SECOND / 2 < now)
         {
             for message in self.agreement.repeat() {
-                self.out.push(Effect::Broadcast(message));
+                self.spread(message);
             }
         }
         let requests: Vec<Signed> = self
@@ -237,7 +289,22 @@ impl State {
             .map(signed_verdict)
             .take(REPAIRS_PER_BEAT)
             .collect();
-        self.out.extend(requests.into_iter().map(Effect::Broadcast));
+        requests.into_iter().for_each(|message| self.spread(message));
+    }
+
+    /// A commit that has been known for long enough that others should have it too.
+    fn settled_commit(&self, now: Micros, place: usize) -> Option<&Contribution> {
+        let member = self.roster.member(place)?;
+        let seen = self.round.commit_seen.get(&member)?;
+        let one = self.round.commits.get(&member)?;
+        (now >= seen + REPAIR_AFTER && self.round.held.contains(&one.commit.blob)).then_some(one)
+    }
+
+    /// Whether this peer is one of the few who pass on this member's commit: all of few members, some of many.
+    fn passes_on(&self, place: usize) -> bool {
+        let members = self.roster.len().max(1);
+        let mine = self.roster.place(&self.keys.id()).unwrap_or(0);
+        (mine + members - place) % members <= members.min(REPAIRERS)
     }
 }
 

@@ -49,7 +49,7 @@ pub enum Event {
         /// Who gave them.
         from: PeerId,
         /// The records.
-        records: Vec<Decided>,
+        records: Vec<Arc<Decided>>,
     },
     /// The certified snapshot ordered by [`Effect::Resync`] is in place.
     Resynced {
@@ -135,6 +135,13 @@ pub enum Effect {
     },
     /// To every member directly, over as many peers as there are.
     Broadcast(Signed),
+    /// To these peers directly: in a crowd not everything concerns everyone.
+    Multicast {
+        /// Whom.
+        to: Arc<[PeerId]>,
+        /// What.
+        message: Signed,
+    },
     /// To one peer.
     Send(PeerId, Signed),
     /// Wake me at this time. A timer that is set again moves.

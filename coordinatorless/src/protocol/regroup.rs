@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::chain::ChainState;
 use super::event::{Effect, Notice};
+use super::roster::Roster;
 use super::{SECOND, State, membership, micros};
 use crate::config::{QuorumLoss, RunConfig};
 use crate::types::*;
@@ -185,7 +186,9 @@ impl State {
         self.chain = Arc::new(self.chain.regrouped(&self.config, branch, &mine.survivors));
         self.out.push(Effect::StopTraining(self.height().1));
         // The log stays: after a crash this peer is on the old branch again, and must remember what it signed there.
-        self.out.push(Effect::Members(self.chain.active().collect()));
+        self.out.push(Effect::Members(
+            Roster::new(&self.chain, &self.chain.voters(), &self.keys.id()).neighbours(),
+        ));
         let round = self.height().1;
         let survivors = mine.survivors;
         self.out.push(Effect::Notice(Notice::Regrouped {

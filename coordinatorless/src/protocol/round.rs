@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::chain::{Draft, MAX_CHANGES, MAX_VERDICTS, subject};
 use super::event::{Effect, Notice, Timer, Trained};
+use super::roster::Roster;
 use super::{State, micros, regroup, train_order};
 use crate::agreement::Output;
 use crate::types::*;
@@ -22,9 +23,15 @@ pub(super) struct RoundState {
     pub began: Micros,
     pub commits: BTreeMap<PeerId, Contribution>,
     pub commit_seen: BTreeMap<PeerId, Micros>,
+    /// Members of the blobs that commits name.
+    authors: BTreeMap<Hash, PeerId>,
     pub held: BTreeSet<Hash>,
-    pub held_since: BTreeMap<Hash, Micros>,
-    pub wide_since: BTreeMap<Hash, Micros>,
+    /// Places of the members whose contribution is held here.
+    pub holding: BTreeSet<usize>,
+    /// By place: the weight of those who say that they hold this member's contribution.
+    pub weight: Vec<u64>,
+    /// By place: since when that has been enough, and held here too.
+    pub wide_since: BTreeMap<usize, Micros>,
     pub bad: BTreeSet<Hash>,
     pub last_blob: Micros,
     pub have_planned: bool,
@@ -61,14 +68,22 @@ impl RoundState {
         self.early.insert(message.signer, message);
     }
 
+    /// Remembers a member's commit.
+    pub fn committed(&mut self, now: Micros, contribution: Contribution) {
+        self.authors.insert(contribution.commit.blob, contribution.member);
+        self.commit_seen.insert(contribution.member, now);
+        self.commits.insert(contribution.member, contribution);
+    }
+
     /// Who committed to this blob, in a commit or as a proposal names it.
     pub fn author(&self, blob: &Hash) -> Option<PeerId> {
-        let named = self.checks.iter().flat_map(|check| &check.record.contributions);
-        self.commits
-            .values()
-            .chain(named)
-            .find(|one| one.commit.blob == *blob)
-            .map(|one| one.member)
+        let named = || {
+            let all = self.checks.iter().flat_map(|check| &check.record.contributions);
+            all.into_iter()
+                .find(|one| one.commit.blob == *blob)
+                .map(|one| one.member)
+        };
+        self.authors.get(blob).copied().or_else(named)
     }
 
     /// Shards of every commit in play.
@@ -89,6 +104,7 @@ impl State {
     /// Begins the round after the chain's last record.
     pub(super) fn start_round(&mut self, now: Micros, vote: bool) {
         self.voters = Arc::new(self.chain.voters());
+        self.roster = Roster::new(&self.chain, &self.voters, &self.keys.id());
         self.assignment = self.chain.assignment(&self.config);
         let early = std::mem::take(&mut self.round.early);
         let timing = self.round.timing;
@@ -101,6 +117,7 @@ impl State {
         let members: BTreeSet<PeerId> = self.chain.active().collect();
         self.haves.retain(|id, _| members.contains(id));
         self.heard.retain(|id, _| members.contains(id));
+        self.count_haves(now);
         let (chain, config, scheme) = (self.chain.clone(), self.config.clone(), self.scheme);
         self.requests
             .retain(|_, change| chain.check_change(&config, change, scheme).is_ok());
@@ -173,9 +190,8 @@ impl State {
             let warning = format!("this peer's own contribution breaks a rule and was not sent: {violation}");
             return self.out.push(Effect::Notice(Notice::Warning(warning)));
         }
-        self.round.commits.insert(self.keys.id(), contribution);
-        self.round.commit_seen.insert(self.keys.id(), now);
-        self.out.push(Effect::Broadcast(message));
+        self.round.committed(now, contribution);
+        self.spread(message);
         self.blob_held(now, blob);
     }
 
@@ -205,7 +221,7 @@ impl State {
                 }
                 Output::Publish(message) => {
                     self.round.voting_since.get_or_insert(now);
-                    self.out.push(Effect::Broadcast(message));
+                    self.spread(message);
                 }
                 Output::SetTimer(timer, at) => self.out.push(Effect::SetTimer(Timer::Agreement(timer), at)),
                 Output::CancelTimer(timer) => self.out.push(Effect::CancelTimer(Timer::Agreement(timer))),
@@ -240,33 +256,27 @@ impl State {
 
     /// Whether every member that has work and is heard has a commit that more than 2/3 of the weight holds.
     fn all_expected_held(&self, now: Micros) -> bool {
-        let expected = self
-            .assignment
-            .members
-            .iter()
-            .map(|(id, _)| id)
-            .filter(|id| self.is_alive(now, id));
         let mut any = false;
-        for id in expected {
-            let Some(contribution) = self.round.commits.get(id) else {
-                return false;
-            };
-            let blob = &contribution.commit.blob;
-            if !self.round.bad.contains(blob) && !self.widely_held(blob) {
+        for (id, _) in &self.assignment.members {
+            let contribution = self.round.commits.get(id);
+            let settled =
+                contribution.is_some_and(|one| self.round.bad.contains(&one.commit.blob) || self.widely_held(one));
+            // Whether it is alive is asked last: of many members, that is the dear question.
+            if !settled && self.is_alive(now, id) {
                 return false;
             }
-            any = true;
+            any |= settled;
         }
         any
     }
 
-    fn widely_held(&self, blob: &Hash) -> bool {
-        self.round.held.contains(blob) && self.voters.quorum(self.weight_holding(blob))
+    fn widely_held(&self, one: &Contribution) -> bool {
+        self.round.held.contains(&one.commit.blob) && self.voters.quorum(self.weight_holding(&one.member))
     }
 
     fn write_record(&self, now: Micros, view: View, model_root: Hash) -> Record {
         let round = self.height().1;
-        let held = |one: &&Contribution| one.commit.model_root == model_root && self.widely_held(&one.commit.blob);
+        let held = |one: &&Contribution| one.commit.model_root == model_root && self.widely_held(one);
         let contributions = self.round.commits.values().filter(held).cloned().collect();
         let lapses = self.silent_members(now).into_iter().map(Change::Lapse);
         let asked = self.requests.values().cloned();
@@ -293,12 +303,10 @@ impl State {
             self.chain.check_change(&self.config, &change, self.scheme).is_ok() && !self.hears(now, &member.id)
         });
         let missing = |id: &PeerId| -> u64 {
+            let Some(place) = self.roster.place(id) else { return 0 };
             let says = |voter: &PeerId| {
-                self.haves.get(voter).is_some_and(|have| {
-                    have.slot.branch == slot.branch
-                        && have.slot.round >= slot.round.previous()
-                        && have.heard.binary_search(id).is_err()
-                })
+                let have = self.haves.get(voter).filter(|have| have.slot == slot);
+                have.is_some_and(|have| !have.heard.has(place))
             };
             self.voters
                 .iter()
@@ -311,11 +319,17 @@ impl State {
             .find(|id| self.voters.quorum(missing(id)))
     }
 
-    /// Whether this peer heard the member within the rounds that R15 asks for.
+    /// Whether this peer, or who listens for it, heard the member within the rounds that R15 asks for.
     fn hears(&self, now: Micros, id: &PeerId) -> bool {
+        let place = self.roster.place(id);
+        self.heard_lately(now, id) || place.is_some_and(|place| self.told(now, place, &|have| &have.heard))
+    }
+
+    /// Whether this peer itself heard the member within these rounds.
+    pub(super) fn heard_lately(&self, now: Micros, id: &PeerId) -> bool {
         let round = self.height().1;
         let lately = |at: &Round| at.0 + self.config.membership.lapse_rounds > round.0;
-        self.is_alive(now, id) || self.heard.get(id).is_some_and(|(_, at)| lately(at))
+        self.hears_now(now, id) || self.heard.get(id).is_some_and(|(_, at)| lately(at))
     }
 
     /// R11, first half: does it follow the rules? Then it waits for its blobs.
@@ -438,7 +452,8 @@ impl State {
         let patience = micros(self.config.timing.censor_secs);
         let named = |member: &PeerId| check.record.contributions.iter().any(|one| one.member == *member);
         self.round.commits.values().any(|one| {
-            let since = self.round.wide_since.get(&one.commit.blob);
+            let place = self.roster.place(&one.member);
+            let since = place.and_then(|place| self.round.wide_since.get(&place));
             let countable = one.commit.model_root == check.record.model_root;
             countable && since.is_some_and(|since| since + patience <= check.came) && !named(&one.member)
         })
@@ -512,7 +527,8 @@ impl State {
         self.model = None;
         self.parent_view = decided.certificate.slot.view;
         if members_changed {
-            self.out.push(Effect::Members(self.chain.active().collect()));
+            let roster = Roster::new(&self.chain, &self.chain.voters(), &self.keys.id());
+            self.out.push(Effect::Members(roster.neighbours()));
         }
         self.start_round(now, true);
         self.order_audits();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::chain::ChainState;
 use super::event::{Effect, Notice};
+use super::roster::Roster;
 use super::{SECOND, State, regroup};
 use crate::agreement::Agreement;
 use crate::types::*;
@@ -78,12 +79,12 @@ impl State {
     }
 
     /// Decided records from another peer.
-    pub(super) fn records(&mut self, now: Micros, from: PeerId, records: Vec<Decided>) {
-        let known = |decided: &Decided| {
+    pub(super) fn records(&mut self, now: Micros, from: PeerId, records: Vec<Arc<Decided>>) {
+        let known = |decided: &Arc<Decided>| {
             let mine = self.history.get(&decided.record.slot.round);
             mine.is_some_and(|(_, mine)| mine.record == decided.record)
         };
-        let fresh: Vec<Decided> = records.into_iter().skip_while(|decided| known(decided)).collect();
+        let fresh: Vec<Arc<Decided>> = records.into_iter().skip_while(|decided| known(decided)).collect();
         let Some(first) = fresh.first() else { return };
         let base_round = first.record.slot.round.previous();
         let Some(base) = self
@@ -132,7 +133,7 @@ impl State {
     }
 
     /// Records that continue this peer's own chain (the usual way to catch up).
-    fn follow(&mut self, now: Micros, from: PeerId, mut base: Arc<ChainState>, records: Vec<Decided>) {
+    fn follow(&mut self, now: Micros, from: PeerId, mut base: Arc<ChainState>, records: Vec<Arc<Decided>>) {
         let start = base.agreed.round.next();
         for decided in records {
             // The state to check against is mine, or what the survivors of the fork made of it.
@@ -168,7 +169,7 @@ impl State {
                         }));
                         self.chain = Arc::new(state);
                     }
-                    self.decided(now, Arc::new(decided));
+                    self.decided(now, decided);
                     base = self.chain.clone();
                 }
                 Err(reason) => return self.reject(from, "record", reason),
@@ -207,7 +208,7 @@ impl State {
     }
 
     /// R21: two chains from one fork; which one lives?
-    fn meet_branch(&mut self, now: Micros, from: PeerId, fork: Arc<ChainState>, theirs: Vec<Decided>) {
+    fn meet_branch(&mut self, now: Micros, from: PeerId, fork: Arc<ChainState>, theirs: Vec<Arc<Decided>>) {
         let fork_round = fork.agreed.round;
         let mine: Vec<Arc<Decided>> = self
             .history
@@ -265,13 +266,15 @@ impl State {
         self.history.split_off(&fork_round.next());
         self.chain = fork;
         self.model = None;
-        self.out.push(Effect::Members(start.active().collect()));
+        self.out.push(Effect::Members(
+            Roster::new(&start, &start.voters(), &self.keys.id()).neighbours(),
+        ));
         for decided in theirs {
             // A chain may hold more than one regroup; all of it was checked above.
             if let Ok(base) = branch_base(&self.chain, &self.config, &decided, self.scheme) {
                 self.chain = Arc::new(base);
             }
-            self.decided(now, Arc::new(decided));
+            self.decided(now, decided);
         }
         self.sync.probes.remove(&from);
     }

@@ -381,6 +381,17 @@ impl World {
                     .into_iter()
                     .for_each(|to| self.send(at, to, message.clone(), size));
             }
+            Effect::Multicast { to, message } => {
+                let message = Arc::new(message);
+                let size = message.to_frame().len() as u64;
+                for to in to
+                    .iter()
+                    .filter_map(|id| self.index.get(id).copied())
+                    .collect::<Vec<_>>()
+                {
+                    self.send(at, to, message.clone(), size);
+                }
+            }
             Effect::Send(to, message) => {
                 let size = message.to_frame().len() as u64;
                 if let Some(to) = self.index.get(&to).copied() {
@@ -636,12 +647,12 @@ impl World {
         if peer.state.is_none() {
             return;
         }
-        let records: Vec<Decided> = peer
+        let records: Vec<Arc<Decided>> = peer
             .disk
             .records
             .range(from..)
             .take(RECORDS_PER_ANSWER)
-            .map(|(_, one)| (**one).clone())
+            .map(|(_, one)| one.clone())
             .collect();
         let id = peer.keys.id();
         if let Some(delay) = self.delay(at, asker).filter(|_| !records.is_empty()) {

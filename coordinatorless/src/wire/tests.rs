@@ -136,16 +136,17 @@ fn have() -> impl Strategy<Value = Have> {
         slot(),
         any::<(u64, u64)>(),
         hash(),
-        vec(hash(), 0..5),
-        vec(peer(), 0..5),
+        vec(any::<bool>(), 0..20),
+        vec(any::<bool>(), 0..20),
     )
-        .prop_map(|(slot, numbers, tip, blobs, heard)| Have {
+        .prop_map(|(slot, numbers, tip, held, heard)| Have {
             slot,
             sequence: numbers.0,
             tip,
             tip_round: Round(numbers.1),
-            blobs,
-            heard,
+            held: Bits::new(held.len(), |at| held[at]),
+            alive: Bits::new(heard.len(), |at| heard[at]),
+            heard: Bits::new(heard.len(), |at| heard[at]),
         })
 }
 
