@@ -412,10 +412,10 @@ impl RunConfig {
             .iter()
             .all(|member| (1..=1_000_000).contains(&member.weight) && member.payout_address.len() <= 64);
         check(
-            sorted && sane && !self.genesis.is_empty() && self.genesis.len() <= 128,
+            sorted && sane && !self.genesis.is_empty() && self.genesis.len() <= 1000,
             "genesis",
             format!("{} members", self.genesis.len()),
-            "1 to 128 members, sorted by id, each of weight 1 to 1000000, addresses of at most 64 bytes",
+            "1 to 1000 members, sorted by id, each of weight 1 to 1000000, addresses of at most 64 bytes",
             "let `murmur new` write this part",
         )
     }

@@ -62,7 +62,7 @@ use crate::types::*;
 use crate::wire::{Body, Keys, Scheme, Signed};
 use assignment::Assignment;
 use beacon::VrfKeys;
-use chain::ChainState;
+use chain::{ChainState, RuleViolation, Step, Steps};
 use event::{Effect, Event, Notice, Timer};
 
 /// A second, in the core's ticks.
@@ -95,6 +95,8 @@ pub struct Setup {
     pub sequence: u64,
     /// Take part up to this round and then only serve others; local, not agreed.
     pub last_round: Option<Round>,
+    /// Steps shared with other peers in this process; a peer of its own has none.
+    pub steps: Option<Arc<Steps>>,
 }
 
 /// One peer's view of the run.
@@ -107,6 +109,7 @@ pub struct State {
     leaving: bool,
     sequence: u64,
     last_round: Option<Round>,
+    steps: Option<Arc<Steps>>,
     /// What was signed since the last decision, as the log on disk holds it.
     wal: Vec<Vec<u8>>,
     log_whole: bool,
@@ -155,9 +158,13 @@ impl State {
             view_delta: SECOND / 2,
         };
         let agreement = Agreement::new(chain.agreed.run, keys.clone(), timeouts);
+        let share = |state: &ChainState| match &setup.steps {
+            Some(steps) => steps.share(state),
+            None => Arc::new(state.clone()),
+        };
         let states = history
             .iter()
-            .map(|(state, decided)| (decided.record.slot.round, (Arc::new(state.clone()), decided.clone())));
+            .map(|(state, decided)| (decided.record.slot.round, (share(state), decided.clone())));
         Self {
             scheme: keys.scheme(),
             vrf,
@@ -165,6 +172,7 @@ impl State {
             leaving: false,
             sequence: *sequence,
             last_round: setup.last_round,
+            steps: setup.steps.clone(),
             wal: setup.wal.clone().unwrap_or_default(),
             log_whole: setup.wal.is_some(),
             history: states.collect(),
@@ -184,7 +192,7 @@ impl State {
             regroup: regroup::RegroupState::default(),
             sync: sync::SyncState::default(),
             out: Vec::new(),
-            chain: Arc::new(chain.clone()),
+            chain: share(chain),
             config: config.clone(),
             keys: keys.clone(),
         }
@@ -294,6 +302,15 @@ impl State {
     fn is_alive(&self, now: Micros, id: &PeerId) -> bool {
         let place = || self.roster.place(id);
         self.hears_now(now, id) || place().is_some_and(|place| self.told(now, place, &|have| &have.alive))
+    }
+
+    /// The state after the record with this hash, everything that follows from the chain checked.
+    fn step(&self, record: &Record, hash: Hash) -> Result<Step, RuleViolation> {
+        if let Some(steps) = &self.steps {
+            return steps.apply(&self.chain, &self.config, record, hash, self.scheme);
+        }
+        let (next, notices) = self.chain.apply(&self.config, record, self.scheme)?;
+        Ok((Arc::new(next), notices))
     }
 
     fn is_member(&self, id: &PeerId) -> bool {
@@ -406,7 +423,7 @@ impl State {
         }
         self.requests.insert(id, change);
         if !known {
-            self.spread(message);
+            self.relay(message);
         }
     }
 
@@ -426,7 +443,7 @@ impl State {
         }
         if self.chain.check_verdict(&signed, self.scheme).is_ok() {
             self.verdicts.insert(key, signed);
-            self.spread(message);
+            self.relay(message);
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Report {
     pub msgs_per_peer_round: f64,
     /// Their bytes.
     pub bytes_per_peer_round: f64,
+    /// Messages of each kind per peer and round.
+    pub kinds_per_peer_round: std::collections::BTreeMap<&'static str, f64>,
     /// The process's peak resident memory in bytes, where the system tells.
     pub peak_mem_bytes: u64,
 }
@@ -64,6 +66,11 @@ pub fn run(scenario: &Scenario) -> Report {
         agree_secs_median: world.median_agreement() as f64 / 1e6,
         msgs_per_peer_round: world.messages as f64 / per,
         bytes_per_peer_round: world.bytes as f64 / per,
+        kinds_per_peer_round: world
+            .kinds
+            .iter()
+            .map(|(kind, count)| (*kind, *count as f64 / per))
+            .collect(),
         peak_mem_bytes: peak_memory(),
     }
 }

@@ -95,6 +95,7 @@ impl Driver {
             join: Some(node.config.payout_address.clone()),
             sequence: u64::try_from(since_epoch.as_millis()).unwrap_or(0) * 1000,
             last_round: node.config.last_round,
+            steps: None,
         };
         let mut shared = HashSet::new();
         for file in &node.config.shared_files {

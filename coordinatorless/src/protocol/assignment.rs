@@ -14,6 +14,8 @@ pub struct Assignment {
     pub cursor: BatchIndex,
     /// Returned data that nobody was given, sorted.
     pub pool: Vec<DataRange>,
+    /// Where in `members` each is, sorted by id.
+    places: Vec<(PeerId, usize)>,
 }
 
 impl Assignment {
@@ -43,18 +45,21 @@ impl Assignment {
             }
             members.push((*id, ranges));
         }
+        let mut places: Vec<(PeerId, usize)> = members.iter().enumerate().map(|(at, (id, _))| (*id, at)).collect();
+        places.sort_unstable();
         Self {
             members,
             cursor,
             pool: pool.into(),
+            places,
         }
     }
 
     /// A member's batches; none if it has none.
     pub fn of(&self, member: &PeerId) -> &[DataRange] {
-        self.members
-            .iter()
-            .find(|(id, _)| id == member)
+        let place = self.places.binary_search_by_key(member, |(id, _)| *id).ok();
+        place
+            .and_then(|at| self.members.get(self.places[at].1))
             .map_or(&[], |(_, ranges)| ranges)
     }
 

@@ -1,5 +1,7 @@
 //! Who holds what (R9): blobs fetched as their commits appear, `Have` messages, and the repair of what was lost on the way.
 
+use std::sync::Arc;
+
 use super::event::{Effect, Timer};
 use super::{HAVE_PAUSE, State};
 use crate::types::*;
@@ -11,8 +13,10 @@ const REPAIRS_PER_BEAT: usize = 4;
 const MAX_MAP: usize = super::membership::MAX_MEMBERS / 8;
 /// A commit that others lack is said again once it has been known for this long: before, it may be on its way.
 const REPAIR_AFTER: Micros = super::SECOND / 2;
-/// Of many members, this many pass on a commit that others lack: the next ones by id.
+/// Of many voters, this many pass on a commit that others lack.
 const REPAIRERS: usize = 16;
+/// Voters that pass on another's request or verdict.
+const RELAYERS: usize = 2;
 /// With so many voters, what one holds is told as much later as they are more.
 const HAVE_VOTERS: u64 = 32;
 
@@ -249,15 +253,22 @@ impl State {
             .roster
             .place(&me)
             .filter(|place| self.round.holding.contains(place));
+        let drawn = |place: &usize| {
+            let member = self.roster.member(*place);
+            member.is_some_and(|member| self.passes_on(&member, REPAIRERS))
+        };
+        let passed_on: Vec<usize> = self.round.holding.iter().copied().filter(drawn).collect();
         let mut sends = Vec::new();
         for (id, have) in self.haves.iter().filter(|(id, have)| **id != me && have.slot == slot) {
             if self.voters.weight_of(id) == 0 && self.voters.len() >= super::roster::CROWD {
                 continue; // who has no vote in a crowd gets the record
             }
             // My own commit first, then others' that I hold and was drawn to pass on.
-            let others = self.round.holding.iter().copied().filter(|place| Some(*place) != mine);
-            let lacking = mine.into_iter().chain(others.filter(|place| self.passes_on(*place)));
-            let lacking = lacking.filter(|place| !have.held.has(*place));
+            let lacking = mine
+                .iter()
+                .chain(&passed_on)
+                .copied()
+                .filter(|place| !have.held.has(*place));
             for one in lacking
                 .filter_map(|place| self.settled_commit(now, place))
                 .take(REPAIRS_PER_BEAT)
@@ -279,17 +290,37 @@ impl State {
             .voting_since
             .is_some_and(|since| since + super::SECOND / 2 < now)
         {
+            // What others said is passed on by a few: each voter has it from several, and it grows with the voters, not their square.
+            let after = self.voters_after_me();
             for message in self.agreement.repeat() {
-                self.spread(message);
+                if message.signer == me || after.len() + 1 == self.voters.len() {
+                    self.spread(message);
+                } else {
+                    let to = after.clone();
+                    self.out.push(Effect::Multicast { to, message });
+                }
             }
         }
-        let requests: Vec<Signed> = self
-            .verdicts
-            .values()
-            .map(signed_verdict)
-            .take(REPAIRS_PER_BEAT)
-            .collect();
-        requests.into_iter().for_each(|message| self.spread(message));
+        let verdicts = self.verdicts.values().filter(|one| one.auditor == me);
+        let mine: Vec<Signed> = verdicts.map(signed_verdict).take(REPAIRS_PER_BEAT).collect();
+        mine.into_iter().for_each(|message| self.spread(message));
+    }
+
+    /// The next few voters by id: whom this peer tells what others said.
+    fn voters_after_me(&self) -> Arc<[PeerId]> {
+        let me = self.keys.id();
+        let all: Vec<PeerId> = self.voters.iter().map(|(id, _)| id).filter(|id| *id != me).collect();
+        let start = all.partition_point(|id| *id < me);
+        let (before, after) = all.split_at(start);
+        after.iter().chain(before).take(REPAIRERS).copied().collect()
+    }
+
+    /// Passes on a request or verdict when it is first heard, if this peer is one of the two that do so for its signer: a lost
+    /// link between signer and proposer costs nothing, and not everyone tells everyone.
+    pub(super) fn relay(&mut self, message: Signed) {
+        if message.signer == self.keys.id() || self.passes_on(&message.signer, RELAYERS) {
+            self.spread(message);
+        }
     }
 
     /// A commit that has been known for long enough that others should have it too.
@@ -300,11 +331,13 @@ impl State {
         (now >= seen + REPAIR_AFTER && self.round.held.contains(&one.commit.blob)).then_some(one)
     }
 
-    /// Whether this peer is one of the few who pass on this member's commit: all of few members, some of many.
-    fn passes_on(&self, place: usize) -> bool {
-        let members = self.roster.len().max(1);
-        let mine = self.roster.place(&self.keys.id()).unwrap_or(0);
-        (mine + members - place) % members <= members.min(REPAIRERS)
+    /// Whether this peer is one of `count` voters who pass on what this member said: the next ones by id.
+    fn passes_on(&self, member: &PeerId, count: usize) -> bool {
+        let (me, voters) = (self.keys.id(), self.voters.len());
+        let rank = |id: &PeerId| self.voters.iter().take_while(|(voter, _)| voter < id).count();
+        // A member with a vote is not the first of those after it.
+        let first = rank(member) + usize::from(self.voters.weight_of(member) > 0);
+        self.voters.weight_of(&me) > 0 && *member != me && (rank(&me) + voters - first % voters) % voters < count
     }
 }
 

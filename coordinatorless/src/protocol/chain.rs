@@ -4,6 +4,7 @@
 //! from the chain alone and returns the state after it; a voter, a laggard, a joiner and `ledger verify` all call the same function.
 
 mod rules;
+mod steps;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ use crate::types::*;
 use crate::wire::{Canonical, Scheme};
 
 pub use rules::RuleViolation;
+pub use steps::{Step, Steps};
 
 /// Most changes of membership in a record.
 pub const MAX_CHANGES: usize = 8;
@@ -284,10 +286,7 @@ impl ChainState {
         let (round, batch) = (record.slot.round, config.data.batch_tokens());
         let horizon = config.membership.weight_delay + config.membership.weight_window + 1;
         for (id, _) in &assignment.members {
-            let counted = record
-                .contributions
-                .iter()
-                .find(|contribution| contribution.member == *id);
+            let counted = contribution_of(&record.contributions, id);
             let tokens = counted.map_or(0, |contribution| contribution.commit.tokens);
             let quota = assignment.quota(id);
             let Some(member) = self.member_mut(id) else { continue };
@@ -424,10 +423,13 @@ impl ChainState {
 /// Tokens counted, in batches, by member.
 fn done_batches<'a>(config: &RunConfig, contributions: &'a [Contribution]) -> impl Fn(&PeerId) -> u64 + 'a {
     let batch = config.data.batch_tokens();
-    move |id| {
-        let found = contributions.iter().find(|contribution| contribution.member == *id);
-        found.map_or(0, |contribution| contribution.commit.tokens / batch)
-    }
+    move |id| contribution_of(contributions, id).map_or(0, |one| one.commit.tokens / batch)
+}
+
+/// A member's contribution; they are sorted by member.
+fn contribution_of<'a>(contributions: &'a [Contribution], id: &PeerId) -> Option<&'a Contribution> {
+    let at = contributions.binary_search_by_key(id, |one| one.member).ok()?;
+    contributions.get(at)
 }
 
 /// Whom a change is about: one change a record for each.

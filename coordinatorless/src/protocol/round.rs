@@ -343,7 +343,7 @@ impl State {
         {
             return self.recheck(now);
         }
-        let lawful = match self.lawful(now, view, &record) {
+        let lawful = match self.lawful(now, view, &record, hash) {
             Ok(()) => true,
             Err(reason) => {
                 let from = self.voters.proposer(record.slot.round, view);
@@ -397,7 +397,7 @@ impl State {
         self.out.extend(fetches);
     }
 
-    fn lawful(&self, now: Micros, view: View, record: &Record) -> Result<(), String> {
+    fn lawful(&self, now: Micros, view: View, record: &Record, hash: Hash) -> Result<(), String> {
         if record.beacon.view > view {
             return Err("its beacon is from a later view".into());
         }
@@ -415,8 +415,7 @@ impl State {
                 self.parent_view, record.parent_view
             ));
         }
-        self.chain
-            .apply(&self.config, record, self.scheme)
+        self.step(record, hash)
             .map(drop)
             .map_err(|violation| violation.to_string())
     }
@@ -462,7 +461,7 @@ impl State {
     /// R13: a record is decided, by this peer's engine or by a certificate that was checked.
     pub(super) fn decided(&mut self, now: Micros, decided: Arc<Decided>) {
         let record = &decided.record;
-        let (next, notices) = match self.chain.apply(&self.config, record, self.scheme) {
+        let (next, notices) = match self.step(record, decided.certificate.record) {
             Ok(applied) => applied,
             Err(violation) => {
                 // More than 2/3 of the weight decided what this peer's rules forbid: another build, or a broken disk. Never guess.
@@ -474,7 +473,6 @@ impl State {
                 return self.out.push(Effect::Notice(Notice::Warning(warning)));
             }
         };
-        let next = Arc::new(next);
         let round = record.slot.round;
         self.note_timing(now, record);
         self.out.push(Effect::StopTraining(round));
@@ -556,7 +554,7 @@ impl State {
             self.out.push(Effect::Notice(Notice::Advanced {
                 branch,
                 round,
-                record: record.hash(),
+                record: decided.certificate.record,
                 model_root,
                 contributors: contributors(record),
                 loss_micros: mean_loss(record),

@@ -239,7 +239,6 @@ impl Scenario {
                     payout_address: String::new(),
                 }
             })
-            .take(128)
             .collect();
         genesis.sort();
         RunConfig {

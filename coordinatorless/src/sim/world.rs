@@ -10,7 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use super::check::{Checker, Violation};
 use super::scenario::{FaultKind, Scenario};
 use crate::config::RunConfig;
-use crate::protocol::chain::ChainState;
+use crate::protocol::chain::{ChainState, Steps};
 use crate::protocol::event::{AuditOrder, Effect, Event, Notice, Timer, TrainOrder, Trained};
 use crate::protocol::{SECOND, Setup, State};
 use crate::types::*;
@@ -94,6 +94,7 @@ const GOODBYE: Micros = SECOND;
 pub(super) struct World {
     scenario: Scenario,
     config: Arc<RunConfig>,
+    steps: Arc<Steps>,
     rng: ChaCha12Rng,
     now: Micros,
     order: u64,
@@ -108,6 +109,8 @@ pub(super) struct World {
     agreements: Vec<Micros>,
     faults_left: usize,
     pub messages: u64,
+    /// Of each kind.
+    pub kinds: BTreeMap<&'static str, u64>,
     pub bytes: u64,
 }
 
@@ -141,6 +144,7 @@ impl World {
             .collect();
         let mut world = Self {
             config,
+            steps: Arc::default(),
             rng: ChaCha12Rng::seed_from_u64(scenario.seed),
             now: 1,
             order: 0,
@@ -154,6 +158,7 @@ impl World {
             agreements: Vec::new(),
             faults_left: scenario.faults.len(),
             messages: 0,
+            kinds: BTreeMap::new(),
             bytes: 0,
             scenario: scenario.clone(),
         };
@@ -304,6 +309,7 @@ impl World {
             join,
             sequence: self.now,
             last_round: None,
+            steps: Some(self.steps.clone()),
         };
         let mut state = State::new(setup);
         let effects = state.start(self.now);
@@ -468,6 +474,7 @@ impl World {
 
     fn send(&mut self, at: usize, to: usize, message: Arc<Signed>, size: u64) {
         self.messages += 1;
+        *self.kinds.entry(message.body.name()).or_default() += 1;
         self.bytes += size;
         let copies = 1 + u32::from(self.rng.random_bool(self.scenario.link.duplicate));
         for _ in 0..copies {
@@ -680,6 +687,12 @@ impl World {
                 self.agreements.push(agree);
                 self.digest
                     .update(&[&round.0.to_le_bytes()[..], &model_root.0].concat());
+            }
+            Notice::Rejected { kind, reason, .. } if std::env::var_os("DBG").is_some() => {
+                eprintln!("{} {at} {kind} {reason}", self.now)
+            }
+            Notice::Decided { round, view, .. } if std::env::var_os("DBG").is_some() => {
+                eprintln!("{} {at} decided {round} view {view}", self.now)
             }
             Notice::Slashed { member, round, .. } => self.checker.slashed(at, round, member),
             Notice::Warning(warning) => {
