@@ -427,14 +427,12 @@ impl State {
             .round
             .checks
             .iter()
-            .filter(|check| check.record.model_root == model && !self.censors(check))
+            .filter(|check| check.record.model_root == model)
             .filter(|check| {
-                check
-                    .record
-                    .contributions
-                    .iter()
-                    .all(|one| self.round.held.contains(&one.commit.blob))
+                let mut named = check.record.contributions.iter();
+                named.all(|one| self.round.held.contains(&one.commit.blob))
             })
+            .filter(|check| !self.censors(check))
             .map(|check| check.hash)
             .collect();
         self.round.checks.retain(|check| !ready.contains(&check.hash));
@@ -449,7 +447,8 @@ impl State {
             return false;
         }
         let patience = micros(self.config.timing.censor_secs);
-        let named = |member: &PeerId| check.record.contributions.iter().any(|one| one.member == *member);
+        let contributions = &check.record.contributions;
+        let named = |member: &PeerId| contributions.binary_search_by_key(member, |one| one.member).is_ok();
         self.round.commits.values().any(|one| {
             let place = self.roster.place(&one.member);
             let since = place.and_then(|place| self.round.wide_since.get(&place));

@@ -559,8 +559,8 @@ impl World {
         if !self.peers[at].fetching.insert(commit.blob) {
             return;
         }
-        let holders: Vec<usize> = providers.iter().filter_map(|id| self.index.get(id).copied()).collect();
-        let holder = holders.into_iter().find(|holder| {
+        let mut known = providers.iter().filter_map(|id| self.index.get(id).copied());
+        let holder = known.find(|holder| {
             self.peers[*holder].state.is_some()
                 && self.side[*holder] == self.side[at]
                 && self.peers[*holder].disk.blobs.contains(&commit.blob)
@@ -582,6 +582,14 @@ impl World {
         );
     }
 
+    /// Whether this peer is up, reachable from `at`, and has the blob.
+    fn holds(&self, id: &PeerId, blob: &Hash, at: usize) -> bool {
+        self.index.get(id).is_some_and(|holder| {
+            let peer = &self.peers[*holder];
+            peer.state.is_some() && self.side[*holder] == self.side[at] && peer.disk.blobs.contains(blob)
+        })
+    }
+
     fn fetched(&mut self, at: usize, life: u32, blob: Hash, from: usize) {
         if self.peers[at].life != life {
             return;
@@ -593,22 +601,30 @@ impl World {
             self.peers[at].disk.blobs.insert(blob);
             self.event(at, life, Event::BlobHeld { blob });
         }
-        self.apply(at);
+        if self.peers[at].fetching.is_empty() {
+            self.apply(at);
+        }
     }
 
     /// Applies decided records in order, as far as their blobs are here; fetches what is missing from anyone who has it.
     fn apply(&mut self, at: usize) {
         while let Some(decided) = self.peers[at].applying.first().cloned() {
-            let missing: Vec<Commit> = decided
+            let missing: Vec<(PeerId, Commit)> = decided
                 .record
                 .contributions
                 .iter()
-                .map(|one| one.commit.clone())
-                .filter(|commit| !self.peers[at].disk.blobs.contains(&commit.blob))
+                .filter(|one| !self.peers[at].disk.blobs.contains(&one.commit.blob))
+                .map(|one| (one.member, one.commit.clone()))
                 .collect();
             if !missing.is_empty() {
-                let everyone: Vec<PeerId> = self.peers.iter().map(|peer| peer.keys.id()).collect();
-                missing.iter().for_each(|commit| self.fetch(at, commit, &everyone));
+                for (author, commit) in &missing {
+                    let others = self.peers.iter().map(|peer| peer.keys.id());
+                    let holders: Vec<PeerId> = match self.holds(author, &commit.blob, at) {
+                        true => vec![*author],
+                        false => others.collect(),
+                    };
+                    self.fetch(at, commit, &holders);
+                }
                 return;
             }
             self.peers[at].applying.remove(0);
@@ -687,12 +703,6 @@ impl World {
                 self.agreements.push(agree);
                 self.digest
                     .update(&[&round.0.to_le_bytes()[..], &model_root.0].concat());
-            }
-            Notice::Rejected { kind, reason, .. } if std::env::var_os("DBG").is_some() => {
-                eprintln!("{} {at} {kind} {reason}", self.now)
-            }
-            Notice::Decided { round, view, .. } if std::env::var_os("DBG").is_some() => {
-                eprintln!("{} {at} decided {round} view {view}", self.now)
             }
             Notice::Slashed { member, round, .. } => self.checker.slashed(at, round, member),
             Notice::Warning(warning) => {
