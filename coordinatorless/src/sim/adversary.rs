@@ -1,0 +1,150 @@
+//! Peers that lie. A liar holds real keys and runs the real [`State`] inside; what it hears, says and serves passes through an
+//! [`Adversary`], which may change, drop or add anything that those keys can sign. Everything it sends takes the way of real bytes:
+//! the wire's codec decodes it or refuses it, as it would on a socket.
+//!
+//! What is promised of a run (`check`) is promised to honest peers: nobody owes a liar progress, and it may be slashed. One cheat a
+//! file; each draws from a random source of its own, seeded by the run and the peer, so that a run repeats itself.
+
+use std::sync::Arc;
+
+use rand_chacha::ChaCha12Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+use crate::protocol::State;
+use crate::protocol::chain::{ChainState, Draft};
+use crate::protocol::event::{Effect, Event};
+use crate::types::*;
+use crate::wire::{Body, Keys, Signed};
+
+mod double_voter;
+mod equivocating_proposer;
+
+/// Peers of a scenario that lie in the same way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Liars {
+    /// How.
+    pub kind: LiarKind,
+    /// Who.
+    pub peers: Vec<usize>,
+}
+
+macro_rules! cheats {
+    ($($(#[$doc:meta])* $kind:ident => $make:expr;)*) => {
+        /// The ways to lie that the simulator knows.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum LiarKind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl LiarKind {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            pub(super) fn adversary(self) -> Box<dyn Adversary> {
+                match self {
+                    $(Self::$kind => Box::new($make),)*
+                }
+            }
+        }
+    };
+}
+
+cheats! {
+    /// Proposes one record to some and another to the others, and votes for each where it was shown.
+    EquivocatingProposer => equivocating_proposer::EquivocatingProposer::default();
+    /// Signs two votes for one slot.
+    DoubleVoter => double_voter::DoubleVoter;
+}
+
+/// What a liar has at hand when it lies.
+pub(super) struct Stage<'a> {
+    pub config: &'a RunConfig,
+    pub keys: &'a Keys,
+    /// Its own honest state.
+    pub state: &'a State,
+    pub rng: &'a mut ChaCha12Rng,
+}
+
+impl Stage<'_> {
+    pub fn chain(&self) -> &Arc<ChainState> {
+        self.state.chain()
+    }
+
+    pub fn me(&self) -> PeerId {
+        self.keys.id()
+    }
+
+    /// Every other active member, sorted.
+    pub fn others(&self) -> Vec<PeerId> {
+        self.chain().active().filter(|id| *id != self.me()).collect()
+    }
+
+    /// A signed message to each of these.
+    pub fn tell(&self, whom: &[PeerId], body: &Body) -> Vec<Effect> {
+        let message = self.keys.sign(body);
+        whom.iter().map(|to| Effect::Send(*to, message.clone())).collect()
+    }
+
+    /// The record with other contributions, and with what follows from them set right again.
+    pub fn recount(&self, record: &Record, contributions: Vec<Contribution>) -> Record {
+        let record = record.clone();
+        let draft = Draft {
+            parent_view: record.parent_view,
+            changes: record.changes,
+            contributions,
+            model_root: record.model_root,
+            verdicts: record.verdicts,
+            beacon: record.beacon,
+        };
+        self.chain().draft(self.config, draft)
+    }
+}
+
+/// A way to lie. What isn't written here a liar does honestly.
+pub(super) trait Adversary {
+    /// What reaches its state of what it hears.
+    fn hears(&mut self, _stage: &mut Stage<'_>, event: Event) -> Vec<Event> {
+        vec![event]
+    }
+    /// What it does of what its state says.
+    fn says(&mut self, stage: &mut Stage<'_>, effects: Vec<Effect>) -> Vec<Effect> {
+        effects
+            .into_iter()
+            .flat_map(|effect| self.turn(stage, effect))
+            .collect()
+    }
+    /// What it does instead of one effect.
+    fn turn(&mut self, _stage: &mut Stage<'_>, effect: Effect) -> Vec<Effect> {
+        vec![effect]
+    }
+    /// Bytes of its own making, sent as they are.
+    fn frames(&mut self, _stage: &mut Stage<'_>) -> Vec<(PeerId, Vec<u8>)> {
+        Vec::new()
+    }
+    /// Whether it hands this blob to that peer.
+    fn serves(&self, _blob: &Hash, _to: &PeerId) -> bool {
+        true
+    }
+    /// Whether it made this blob, and made it of garbage.
+    fn garbage(&self, _blob: &Hash) -> bool {
+        false
+    }
+    /// What it answers to a question for these decided records.
+    fn answers(&mut self, _stage: &mut Stage<'_>, records: Vec<Decided>) -> Vec<Decided> {
+        records
+    }
+}
+
+/// The message of a broadcast that this peer signed itself.
+fn own<'a>(stage: &Stage<'_>, effect: &'a Effect) -> Option<&'a Signed> {
+    match effect {
+        Effect::Broadcast(message) | Effect::Send(_, message) if message.signer == stage.me() => Some(message),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
