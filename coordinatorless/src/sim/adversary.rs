@@ -19,6 +19,9 @@ use crate::wire::{Body, Keys, Signed};
 
 mod double_voter;
 mod equivocating_proposer;
+mod lying_have;
+mod rule_breaker;
+mod withholder;
 
 /// Peers of a scenario that lie in the same way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,6 +60,18 @@ cheats! {
     EquivocatingProposer => equivocating_proposer::EquivocatingProposer::default();
     /// Signs two votes for one slot.
     DoubleVoter => double_voter::DoubleVoter;
+    /// Commits, and hands its blob to nobody.
+    Withholder => withholder::Withholder::All;
+    /// Commits, and hands its blob to some.
+    SelectiveWithholder => withholder::Withholder::Selective;
+    /// Claims to hold every blob.
+    HaveEverything => lying_have::LyingHave::Everything(Vec::new());
+    /// Claims to hold nothing.
+    HaveNothing => lying_have::LyingHave::Nothing;
+    /// Claims to hear nobody.
+    HearsNobody => lying_have::LyingHave::HearsNobody;
+    /// Proposes records that break a rule.
+    RuleBreaker => rule_breaker::RuleBreaker::default();
 }
 
 /// What a liar has at hand when it lies.

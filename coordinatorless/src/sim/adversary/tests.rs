@@ -52,3 +52,33 @@ fn an_equivocating_proposer_splits_nobody() {
 fn a_double_voter_splits_nobody() {
     survives(LiarKind::DoubleVoter);
 }
+
+#[test]
+fn who_withholds_its_blob_is_not_counted_and_holds_up_nobody() {
+    survives(LiarKind::Withholder);
+}
+
+#[test]
+fn what_is_handed_to_some_reaches_all_who_need_it() {
+    survives(LiarKind::SelectiveWithholder);
+}
+
+#[test]
+fn claiming_to_hold_everything_gets_nothing_counted_that_honest_peers_lack() {
+    survives(LiarKind::HaveEverything);
+}
+
+#[test]
+fn claiming_to_hold_nothing_keeps_nothing_from_being_counted() {
+    survives(LiarKind::HaveNothing);
+}
+
+#[test]
+fn claiming_to_hear_nobody_lapses_nobody() {
+    survives(LiarKind::HearsNobody);
+}
+
+#[test]
+fn records_that_break_a_rule_are_never_decided() {
+    survives(LiarKind::RuleBreaker);
+}
