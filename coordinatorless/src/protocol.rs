@@ -24,7 +24,7 @@
 //! | R19 | a restarted peer goes on; without its log it listens first | [`State::new`] |
 //! | R20 | survivors regroup | `regroup` |
 //! | R21 | meeting another branch | `sync` |
-//! | R22 | evidence counts within one branch | [`chain`] |
+//! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
 //! | R24, R25, R27 | audits, verdicts (thin: public draw, one confirmation) | [`audit`] |
 //! | R29 | points | [`crate::ledger`] |
@@ -47,6 +47,7 @@ mod availability;
 pub mod beacon;
 pub mod chain;
 pub mod event;
+mod evidence;
 pub mod membership;
 mod regroup;
 mod round;
@@ -125,6 +126,8 @@ pub struct State {
     heard: BTreeMap<PeerId, (Micros, Round)>,
     requests: BTreeMap<PeerId, Change>,
     verdicts: BTreeMap<audit::Key, SignedVerdict>,
+    /// Proofs of double votes that no record has yet, one a culprit.
+    evidence: BTreeMap<PeerId, Evidence>,
     /// Audits this peer was ordered to do already.
     auditing: BTreeSet<audit::Key>,
     regroup: regroup::RegroupState,
@@ -176,6 +179,7 @@ impl State {
             heard: BTreeMap::new(),
             requests: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            evidence: BTreeMap::new(),
             auditing: BTreeSet::new(),
             regroup: regroup::RegroupState::default(),
             sync: sync::SyncState::default(),
@@ -273,6 +277,7 @@ impl State {
             + self.heard.len()
             + self.requests.len()
             + self.verdicts.len()
+            + self.evidence.len()
             + self.regroup.load()
     }
 
@@ -313,6 +318,7 @@ impl State {
             Body::Proposal(_) | Body::Vote(_) => self.ballot(now, &message),
             Body::Join(_) | Body::Leave(_) => self.request(from, message),
             Body::Verdict(_) => self.verdict(message),
+            Body::Evidence(_) => self.evidence(message),
             Body::Regroup(_) => self.regroup_statement(now, message),
         }
     }
@@ -335,6 +341,7 @@ impl State {
         self.repair(now);
         self.try_propose(now);
         self.repeat_proof();
+        self.repeat_evidence();
         self.maybe_regroup(now);
     }
 

@@ -112,6 +112,7 @@ impl Stage<'_> {
             contributions,
             model_root: record.model_root,
             verdicts: record.verdicts,
+            evidence: record.evidence,
             beacon: record.beacon,
         };
         self.chain().draft(self.config, draft)
