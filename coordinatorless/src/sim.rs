@@ -34,6 +34,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Frames of liars that the wire's codec refused, by reason.
     pub refused: std::collections::BTreeMap<String, u64>,
+    /// How often honest peers noticed what (a refusal by its kind), where anybody lies.
+    pub noticed: std::collections::BTreeMap<String, u64>,
     /// Liars that the record chain slashed.
     pub slashed: std::collections::BTreeSet<usize>,
     /// Wall-clock seconds the simulation took.
@@ -66,6 +68,7 @@ pub fn run(scenario: &Scenario) -> Report {
         digest,
         violations,
         refused: std::mem::take(&mut world.refused),
+        noticed: std::mem::take(&mut world.noticed),
         slashed: std::mem::take(&mut world.slashed),
         secs: began.elapsed().as_secs_f64(),
         virtual_secs: world.now() as f64 / 1e6,

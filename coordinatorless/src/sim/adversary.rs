@@ -17,10 +17,22 @@ use crate::protocol::event::{Effect, Event};
 use crate::types::*;
 use crate::wire::{Body, Keys, Signed};
 
+mod censor;
 mod double_voter;
 mod equivocating_proposer;
+mod garbage_blobs;
+mod impersonator;
+mod join_flooder;
+mod lapse_abuser;
 mod lying_have;
+mod lying_server;
+mod malformed;
+mod replayer;
+mod rewriter;
 mod rule_breaker;
+mod silent_proposer;
+mod stale_committer;
+mod swap;
 mod withholder;
 
 /// Peers of a scenario that lie in the same way.
@@ -72,6 +84,28 @@ cheats! {
     HearsNobody => lying_have::LyingHave::HearsNobody;
     /// Proposes records that break a rule.
     RuleBreaker => rule_breaker::RuleBreaker::default();
+    /// Leaves one honest member out of its records.
+    Censor => censor::Censor::default();
+    /// Says it doesn't hear an honest member, and proposes to lapse it.
+    LapseAbuser => lapse_abuser::LapseAbuser::default();
+    /// Never proposes.
+    SilentProposer => silent_proposer::SilentProposer;
+    /// Publishes contributions that don't decode.
+    GarbageBlobs => garbage_blobs::GarbageBlobs::default();
+    /// Commits old work again.
+    StaleCommitter => stale_committer::StaleCommitter::default();
+    /// Plays others' messages again.
+    Replayer => replayer::Replayer::default();
+    /// Speaks in others' names.
+    Impersonator => impersonator::Impersonator;
+    /// Sends bytes that are no message.
+    Malformed => malformed::Malformed::default();
+    /// Serves records that were never decided.
+    LyingServer => lying_server::LyingServer;
+    /// Serves a history of its own.
+    Rewriter => rewriter::Rewriter::default();
+    /// Asks to join under ever new names.
+    JoinFlooder => join_flooder::JoinFlooder::default();
 }
 
 /// What a liar has at hand when it lies.
@@ -80,6 +114,8 @@ pub(super) struct Stage<'a> {
     pub keys: &'a Keys,
     /// Its own honest state.
     pub state: &'a State,
+    /// Keys of all liars of the run: they work together.
+    pub gang: &'a [Keys],
     pub rng: &'a mut ChaCha12Rng,
 }
 
@@ -97,10 +133,38 @@ impl Stage<'_> {
         self.chain().active().filter(|id| *id != self.me()).collect()
     }
 
+    /// Active members that don't lie, sorted.
+    pub fn honest(&self) -> Vec<PeerId> {
+        let honest = |id: &PeerId| !self.gang.iter().any(|keys| keys.id() == *id);
+        self.chain().active().filter(honest).collect()
+    }
+
     /// A signed message to each of these.
     pub fn tell(&self, whom: &[PeerId], body: &Body) -> Vec<Effect> {
         let message = self.keys.sign(body);
         whom.iter().map(|to| Effect::Send(*to, message.clone())).collect()
+    }
+
+    /// The record as decided by all liars together, and by nobody else.
+    pub fn certify(&self, record: Record, regroup: Vec<(PeerId, Regroup, Signature)>) -> Decided {
+        let vote = Vote {
+            slot: record.slot,
+            kind: VoteKind::Precommit,
+            record: Some(record.hash()),
+        };
+        let signed = self.gang.iter().map(|keys| keys.sign(&Body::Vote(vote.clone())));
+        let mut votes: Vec<_> = signed.map(|message| (message.signer, message.signature)).collect();
+        votes.sort();
+        let certificate = Certificate {
+            slot: record.slot,
+            record: record.hash(),
+            votes,
+        };
+        Decided {
+            record,
+            certificate,
+            regroup,
+        }
     }
 
     /// The record with other contributions, and with what follows from them set right again.

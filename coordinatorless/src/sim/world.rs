@@ -113,6 +113,8 @@ pub(super) struct World {
     gang: Gang,
     /// Frames of liars that the codec refused, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// What honest peers noticed, counted, where anybody lies.
+    pub noticed: BTreeMap<String, u64>,
     /// Peers that the record chain slashed.
     pub slashed: BTreeSet<usize>,
     pub messages: u64,
@@ -160,6 +162,7 @@ impl World {
             checker: Checker::default(),
             gang: Gang::new(scenario),
             refused: BTreeMap::new(),
+            noticed: BTreeMap::new(),
             slashed: BTreeSet::new(),
             digest: blake3::Hasher::new(),
             agreements: Vec::new(),
@@ -683,6 +686,7 @@ impl World {
     }
 
     fn notice(&mut self, at: usize, notice: Notice) {
+        self.count_notice(at, &notice);
         match notice {
             Notice::Advanced {
                 agree,

@@ -2,7 +2,8 @@
 
 use rand::RngExt;
 
-use super::{Adversary, Stage, own};
+use super::swap::Swap;
+use super::{Adversary, Stage};
 use crate::protocol::event::Effect;
 use crate::types::*;
 use crate::wire::Body;
@@ -69,7 +70,7 @@ impl Breach {
     ];
 
     /// The record with the rule broken, as far as there is something to break.
-    fn of(self, stage: &Stage<'_>, mut record: Record) -> Record {
+    pub fn of(self, stage: &Stage<'_>, mut record: Record) -> Record {
         let other = Hash::of(b"other");
         let me = stage.me();
         let stranger = PeerId([7; 32]);
@@ -179,43 +180,14 @@ impl Breach {
 /// See the module.
 #[derive(Default)]
 pub(in crate::sim) struct RuleBreaker {
-    /// Breaks this one each time, for a test; otherwise a drawn one.
-    pub only: Option<Breach>,
-    /// The proposal said in place of the honest one, so that repeats repeat it.
-    said: Option<(Slot, Hash, Proposal)>,
+    swap: Swap,
 }
 
 impl Adversary for RuleBreaker {
     fn turn(&mut self, stage: &mut Stage<'_>, effect: Effect) -> Vec<Effect> {
-        let others = stage.others();
-        match own(stage, &effect).map(|message| &message.body) {
-            Some(Body::Proposal(proposal)) => {
-                if self.said.as_ref().is_none_or(|(slot, _, _)| *slot != proposal.slot) {
-                    let drawn = Breach::ALL[stage.rng.random_range(0..Breach::ALL.len())];
-                    let record = self.only.unwrap_or(drawn).of(stage, proposal.record.clone());
-                    let bad = Proposal {
-                        record,
-                        ..proposal.as_ref().clone()
-                    };
-                    self.said = Some((proposal.slot, proposal.record.hash(), bad));
-                }
-                let bad = self
-                    .said
-                    .as_ref()
-                    .map(|(_, _, bad)| Body::Proposal(Box::new(bad.clone())));
-                bad.into_iter().flat_map(|bad| stage.tell(&others, &bad)).collect()
-            }
-            Some(Body::Vote(vote)) => match &self.said {
-                Some((_, good, bad)) if vote.record == Some(*good) => {
-                    let vote = Vote {
-                        record: Some(bad.record.hash()),
-                        ..vote.clone()
-                    };
-                    stage.tell(&others, &Body::Vote(vote))
-                }
-                _ => vec![effect],
-            },
-            _ => vec![effect],
-        }
+        self.swap.turn(stage, effect, |stage, record| {
+            let breach = Breach::ALL[stage.rng.random_range(0..Breach::ALL.len())];
+            breach.of(stage, record.clone())
+        })
     }
 }

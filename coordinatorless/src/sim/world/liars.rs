@@ -6,11 +6,11 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 
 use super::{Item, World};
-use crate::protocol::event::Event;
+use crate::protocol::event::{Event, Notice};
 use crate::sim::adversary::{Adversary, Stage};
 use crate::sim::scenario::Scenario;
 use crate::types::*;
-use crate::wire::Signed;
+use crate::wire::{Keys, Signed};
 
 /// A liar and its own source of randomness.
 pub(super) struct Liar {
@@ -18,10 +18,11 @@ pub(super) struct Liar {
     rng: ChaCha12Rng,
 }
 
-/// All liars of a run, by peer.
+/// All liars of a run, by peer, and their keys.
 #[derive(Default)]
 pub(super) struct Gang {
     liars: std::collections::BTreeMap<usize, Liar>,
+    keys: Vec<Keys>,
 }
 
 impl Gang {
@@ -38,6 +39,7 @@ impl Gang {
             );
             let (cheat, rng) = (kind.adversary(), ChaCha12Rng::from_seed(seed));
             gang.liars.insert(peer, Liar { cheat, rng });
+            gang.keys.push(scenario.keys(peer));
         }
         gang
     }
@@ -65,7 +67,7 @@ impl World {
     /// An event for a liar: what it hears reaches its state as it likes, and what the state says goes out as it likes.
     pub(super) fn lie(&mut self, at: usize, event: Event) {
         let (now, config) = (self.now, self.config.clone());
-        let liars = &mut self.gang.liars;
+        let Gang { liars, keys: gang } = &mut self.gang;
         let (Some(liar), peer) = (liars.get_mut(&at), &mut self.peers[at]) else {
             return;
         };
@@ -78,6 +80,7 @@ impl World {
                     config: &config,
                     keys,
                     state,
+                    gang,
                     rng: &mut liar.rng,
                 }
             };
@@ -98,7 +101,7 @@ impl World {
 
     /// What a liar answers to a question for these decided records.
     pub(super) fn lie_of_records(&mut self, at: usize, records: Vec<Decided>) -> Vec<Decided> {
-        let liars = &mut self.gang.liars;
+        let Gang { liars, keys: gang } = &mut self.gang;
         let peer = &self.peers[at];
         match (liars.get_mut(&at), &peer.state) {
             (Some(liar), Some(state)) => {
@@ -106,12 +109,39 @@ impl World {
                     config: &self.config,
                     keys: &peer.keys,
                     state,
+                    gang,
                     rng: &mut liar.rng,
                 };
                 liar.cheat.answers(stage, records)
             }
             _ => records,
         }
+    }
+
+    /// Counts what an honest peer noticed: whether liars were caught at all is for tests to ask.
+    pub(super) fn count_notice(&mut self, at: usize, notice: &Notice) {
+        let what = match notice {
+            Notice::Rejected { kind, .. } => *kind,
+            Notice::Joined(..) => "joined",
+            Notice::Lapsed(..) => "lapsed",
+            Notice::Switched { .. } => "switched",
+            _ => return,
+        };
+        if !self.gang.liars.is_empty() && !self.gang.has(at) {
+            *self.noticed.entry(what.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// The records that a peer has stored.
+    #[cfg(test)]
+    pub(in crate::sim) fn records(&self, peer: usize) -> impl Iterator<Item = &Decided> {
+        self.peers[peer].disk.records.values().map(|one| &**one)
+    }
+
+    /// The chain as a peer has it.
+    #[cfg(test)]
+    pub(in crate::sim) fn chain(&self, peer: usize) -> Option<&crate::protocol::chain::ChainState> {
+        self.peers[peer].state.as_ref().map(|state| &**state.chain())
     }
 
     /// Bytes on a link: decoded as they would be on a socket, or counted as refused.
