@@ -4,10 +4,10 @@ use rand::{RngExt, SeedableRng};
 use super::rewriter::Rewriter;
 use super::rule_breaker::Breach;
 use super::*;
-use crate::protocol::Setup;
 use crate::protocol::beacon::VrfKeys;
 use crate::protocol::membership::Standing;
 use crate::protocol::sync::{fork_share, verify_next};
+use crate::protocol::{SECOND, Setup};
 use crate::sim::world::World;
 use crate::sim::{Fault, FaultKind, Link, Report, Scenario, run};
 
@@ -416,5 +416,35 @@ fn a_rewritten_history_is_lawful_in_itself_and_weighs_too_little() {
             state = verify_next(&state, config, decided, scheme).unwrap().0;
         }
         assert_eq!(state.agreed.round, Round(12));
+    });
+}
+
+#[test]
+fn who_has_just_started_follows_no_minority_before_it_has_listened() {
+    at_genesis(|stage, keys| {
+        let branch = Rewriter::rewrite(stage, 12).unwrap();
+        let liar = stage.me();
+        let keys = keys.iter().find(|keys| keys.id() != liar).unwrap();
+        let mut state = State::new(Setup {
+            config: Arc::new(stage.config.clone()),
+            keys: keys.clone(),
+            chain: ChainState::genesis(stage.config),
+            history: Vec::new(),
+            wal: Some(Vec::new()),
+            join: None,
+            sequence: 0,
+            last_round: None,
+        });
+        state.start(1);
+        let mut told = |now| {
+            let records = branch.clone();
+            let from = liar;
+            state.handle(now, Event::Records { from, records });
+            state.chain().agreed.round
+        };
+        // Nobody else was heard yet; that isn't a lost quorum.
+        assert_eq!(told(SECOND), Round(0));
+        // Nobody for minutes is: regrouping helps against absence, and can't tell it from an eclipse.
+        assert_eq!(told(200 * SECOND), Round(12));
     });
 }
