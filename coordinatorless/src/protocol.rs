@@ -39,6 +39,13 @@
 //! - After a regroup the stuck round is trained again on the new branch; a half-agreed record isn't carried over. A certified
 //!   record of the old branch still wins (R21a).
 //! - A new branch is numbered by a hash of who goes on from where, so that two sides of a split never share a number.
+//! - Of two messages for one slot, votes alone are evidence (R22): they are logged before they are sent, while an honest peer that
+//!   starts again in the middle of a round may commit anew, and a second proposal would have to be shown whole. Two processes that
+//!   vote with one key are barred like any double voter.
+//! - A regroup that a peer was no part of is followed only once it has heard no quorum for half the time after which it would
+//!   regroup itself (R21): who has just started hears nobody yet, and liars are quick to say that they alone are left.
+//! - The cap on a weight (R5) binds a key, not a machine: who does more than a quarter of all work keeps its full weight by splitting
+//!   it over several keys. Below the cap splitting gains nothing.
 //! - R16 (overlap) isn't built yet.
 
 pub mod assignment;

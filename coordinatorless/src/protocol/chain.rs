@@ -293,7 +293,12 @@ impl ChainState {
             let (member, round) = (evidence.culprit, evidence.first.0.slot.round);
             let points = self.ledger.slash(member);
             self.ban(&member);
-            notices.push(Notice::Slashed { member, points, round });
+            notices.push(Notice::Slashed {
+                member,
+                points,
+                round,
+                proof: "it signed two votes for one slot",
+            });
         }
     }
 

@@ -34,13 +34,14 @@ pub(in crate::sim) enum Breach {
     ForgedLeave,
     TooManyChanges,
     UndrawnVerdict,
+    ForgedEvidence,
     BeaconOutput,
     BeaconOfAnother,
     BeaconOfLaterView,
 }
 
 impl Breach {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Branch,
         Self::Parent,
         Self::ParentView,
@@ -64,6 +65,7 @@ impl Breach {
         Self::ForgedLeave,
         Self::TooManyChanges,
         Self::UndrawnVerdict,
+        Self::ForgedEvidence,
         Self::BeaconOutput,
         Self::BeaconOfAnother,
         Self::BeaconOfLaterView,
@@ -75,6 +77,7 @@ impl Breach {
         let me = stage.me();
         let stranger = PeerId([7; 32]);
         let nobody = Signature([0; 64]);
+        let slot = record.slot;
         match self {
             Self::Branch => record.slot.branch ^= 1,
             Self::Parent => record.parent = other,
@@ -158,6 +161,20 @@ impl Breach {
                     verdict,
                     signature,
                 }];
+            }
+            Self::ForgedEvidence => {
+                // An honest member is said to have voted twice; the liar's own signature stands under both votes.
+                let vote = |record| {
+                    let vote = Vote {
+                        slot,
+                        kind: VoteKind::Precommit,
+                        record,
+                    };
+                    let signature = stage.keys.sign(&Body::Vote(vote.clone())).signature;
+                    (vote, signature)
+                };
+                let victim = stage.others().first().copied().unwrap_or(stranger);
+                record.evidence = vec![Evidence::new(victim, vote(Some(other)), vote(None))];
             }
             Self::BeaconOutput => record.beacon.output[0] ^= 1,
             Self::BeaconOfAnother => record.beacon.proposer = stage.others().first().copied().unwrap_or(stranger),
