@@ -16,7 +16,7 @@
 //!   laggard can apply its record without this engine.
 //!
 //! Files: [`voters`](Voters) (weights, order of proposing), `context` (the engine's nouns), `effects` (what it asks of its host),
-//! `running` (one height), `gathered` (votes the engine would drop), `wal` (the log's entries), `certificate` (the check).
+//! `running` (one height), `gathered` (votes the engine would drop), `doubles` (two votes in one slot), `wal` (the log's entries), `certificate` (the check).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ use crate::wire::{Body, Keys, Scheme, Signed};
 
 mod certificate;
 mod context;
+mod doubles;
 mod effects;
 mod gathered;
 mod running;
@@ -120,6 +121,8 @@ pub enum Output {
         peer: PeerId,
         /// What.
         what: &'static str,
+        /// The proof, where both were votes.
+        evidence: Option<Box<Evidence>>,
     },
 }
 

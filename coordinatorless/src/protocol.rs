@@ -24,7 +24,7 @@
 //! | R19 | a restarted peer goes on; without its log it listens first | [`State::new`] |
 //! | R20 | survivors regroup | `regroup` |
 //! | R21 | meeting another branch | `sync` |
-//! | R22 | evidence counts within one branch | [`chain`] |
+//! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
 //! | R24, R25, R27 | audits, verdicts (thin: public draw, one confirmation) | [`audit`] |
 //! | R29 | points | [`crate::ledger`] |
@@ -39,6 +39,13 @@
 //! - After a regroup the stuck round is trained again on the new branch; a half-agreed record isn't carried over. A certified
 //!   record of the old branch still wins (R21a).
 //! - A new branch is numbered by a hash of who goes on from where, so that two sides of a split never share a number.
+//! - Of two messages for one slot, votes alone are evidence (R22): they are logged before they are sent, while an honest peer that
+//!   starts again in the middle of a round may commit anew, and a second proposal would have to be shown whole. Two processes that
+//!   vote with one key are barred like any double voter.
+//! - A regroup that a peer was no part of is followed only once it has heard no quorum for half the time after which it would
+//!   regroup itself (R21): who has just started hears nobody yet, and liars are quick to say that they alone are left.
+//! - The cap on a weight (R5) binds a key, not a machine: who does more than a quarter of all work keeps its full weight by splitting
+//!   it over several keys. Below the cap splitting gains nothing.
 //! - R16 (overlap) isn't built yet.
 
 pub mod assignment;
@@ -47,6 +54,7 @@ mod availability;
 pub mod beacon;
 pub mod chain;
 pub mod event;
+mod evidence;
 pub mod membership;
 mod regroup;
 pub mod roster;
@@ -131,6 +139,8 @@ pub struct State {
     heard: BTreeMap<PeerId, (Micros, Round)>,
     requests: BTreeMap<PeerId, Change>,
     verdicts: BTreeMap<audit::Key, SignedVerdict>,
+    /// Proofs of double votes that no record has yet, one a culprit.
+    evidence: BTreeMap<PeerId, Evidence>,
     /// Audits this peer was ordered to do already.
     auditing: BTreeSet<audit::Key>,
     regroup: regroup::RegroupState,
@@ -188,6 +198,7 @@ impl State {
             heard: BTreeMap::new(),
             requests: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            evidence: BTreeMap::new(),
             auditing: BTreeSet::new(),
             regroup: regroup::RegroupState::default(),
             sync: sync::SyncState::default(),
@@ -286,6 +297,7 @@ impl State {
             + self.heard.len()
             + self.requests.len()
             + self.verdicts.len()
+            + self.evidence.len()
             + self.regroup.load()
     }
 
@@ -342,6 +354,7 @@ impl State {
             Body::Proposal(_) | Body::Vote(_) => self.ballot(now, &message),
             Body::Join(_) | Body::Leave(_) => self.request(from, message),
             Body::Verdict(_) => self.verdict(message),
+            Body::Evidence(_) => self.evidence(message),
             Body::Regroup(_) => self.regroup_statement(now, message),
         }
     }
@@ -372,6 +385,7 @@ impl State {
         self.repair(now);
         self.try_propose(now);
         self.repeat_proof();
+        self.repeat_evidence();
         self.maybe_regroup(now);
     }
 

@@ -4,10 +4,12 @@
 //! After every step a checker (`check`) holds the run to its promises. The same scenario and seed give the same digest on every
 //! machine: there is one clock, one random source, and ordered maps throughout.
 
+mod adversary;
 mod check;
 mod scenario;
 mod world;
 
+pub use adversary::{LiarKind, Liars};
 pub use check::Violation;
 pub use scenario::{Fault, FaultKind, Link, Scenario, ScenarioError};
 
@@ -30,6 +32,12 @@ pub struct Report {
     pub digest: Hash,
     /// Promises broken.
     pub violations: Vec<Violation>,
+    /// Frames of liars that the wire's codec refused, by reason.
+    pub refused: std::collections::BTreeMap<String, u64>,
+    /// How often honest peers noticed what (a refusal by its kind), where anybody lies.
+    pub noticed: std::collections::BTreeMap<String, u64>,
+    /// Liars that the record chain slashed.
+    pub slashed: std::collections::BTreeSet<usize>,
     /// Wall-clock seconds the simulation took.
     pub secs: f64,
     /// Virtual seconds it covered.
@@ -61,6 +69,9 @@ pub fn run(scenario: &Scenario) -> Report {
         rounds: scenario.rounds,
         digest,
         violations,
+        refused: std::mem::take(&mut world.refused),
+        noticed: std::mem::take(&mut world.noticed),
+        slashed: std::mem::take(&mut world.slashed),
         secs: began.elapsed().as_secs_f64(),
         virtual_secs: world.now() as f64 / 1e6,
         agree_secs_median: world.median_agreement() as f64 / 1e6,

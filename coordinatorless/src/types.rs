@@ -300,6 +300,8 @@ pub struct Record {
     pub ledger_root: Hash,
     /// Verdicts, at most 16, sorted.
     pub verdicts: Vec<SignedVerdict>,
+    /// Proofs that a voter said two things in one slot, at most 8, sorted by culprit (R22).
+    pub evidence: Vec<Evidence>,
     /// The next link of the randomness.
     pub beacon: Beacon,
 }
@@ -344,6 +346,25 @@ pub struct Vote {
     pub kind: VoteKind,
     /// The record voted for, or nil.
     pub record: Option<Hash>,
+}
+
+/// Two votes that one voter signed for one slot: whoever has both can show it, and needs nobody's word for it (R22).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Evidence {
+    /// Who signed both.
+    pub culprit: PeerId,
+    /// The lesser of the two, and its signature.
+    pub first: (Vote, Signature),
+    /// The greater.
+    pub second: (Vote, Signature),
+}
+
+impl Evidence {
+    /// The one order in which two votes are shown.
+    pub fn new(culprit: PeerId, one: (Vote, Signature), other: (Vote, Signature)) -> Self {
+        let (first, second) = if one.0 <= other.0 { (one, other) } else { (other, one) };
+        Self { culprit, first, second }
+    }
 }
 
 /// A proposer's record for a view.

@@ -143,6 +143,8 @@ pub enum Body {
     Verdict(Verdict),
     /// The quorum is gone.
     Regroup(Regroup),
+    /// A voter said two things in one slot.
+    Evidence(Evidence),
 }
 
 macro_rules! kinds {
@@ -183,6 +185,7 @@ kinds! {
     6 Leave "leave" MAX_SMALL;
     7 Verdict "verdict" MAX_SMALL;
     8 Regroup "regroup" MAX_SMALL;
+    9 Evidence "evidence" MAX_SMALL;
 }
 
 impl Body {
@@ -197,6 +200,7 @@ impl Body {
             Self::Leave(body) => body.slot,
             Self::Verdict(body) => body.slot,
             Self::Regroup(body) => body.slot,
+            Self::Evidence(body) => body.first.0.slot,
         }
     }
 }

@@ -10,7 +10,7 @@ use coordinatorless::wire::{Keys, Scheme, Signed, VERSION};
 use libfuzzer_sys::fuzz_target;
 
 /// The signing context of each kind, as `wire.rs` names them; kinds not listed are refused before the signature matters.
-const KINDS: [(u8, &str); 8] = [
+const KINDS: [(u8, &str); 9] = [
     (1, "commit"),
     (2, "have"),
     (3, "proposal"),
@@ -19,6 +19,7 @@ const KINDS: [(u8, &str); 8] = [
     (6, "leave"),
     (7, "verdict"),
     (8, "regroup"),
+    (9, "evidence"),
 ];
 
 fuzz_target!(|bytes: &[u8]| {

@@ -159,10 +159,10 @@ impl Reporter {
             }
             Notice::Rejected { from, kind, reason } => self.refused(from, kind, reason),
             Notice::Audit(signed) => self.audit(&signed),
-            Notice::Slashed { member, points, round } => {
+            Notice::Slashed { member, points, round, proof } => {
                 let points = u64::try_from(points).unwrap_or(u64::MAX);
                 self.progress.note(&format!("{} was caught cheating in round {round}: {points} points taken", member.short()));
-                let evidence = format!("two audits of round {round} differ from what it claimed");
+                let evidence = format!("round {round}: {proof}");
                 self.write(Event::Slashed { member, points, evidence, round: round.0 });
             }
             Notice::Warning(text) => self.warn(text),

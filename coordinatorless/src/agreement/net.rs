@@ -52,6 +52,7 @@ pub(super) fn record(round: u64, author: usize) -> Record {
         state_root: Hash::default(),
         ledger_root: Hash::default(),
         verdicts: vec![],
+        evidence: vec![],
         beacon: Beacon {
             proposer: keys(author).id(),
             view: 0,
@@ -260,7 +261,7 @@ impl Net {
                     assert_eq!(valid, Ok(()));
                     self.decide(index, record, certificate);
                 }
-                Output::Equivocation { peer, what } => panic!("{peer} accused: {what}"),
+                Output::Equivocation { peer, what, .. } => panic!("{peer} accused: {what}"),
             }
         }
     }

@@ -7,6 +7,7 @@ use arc_malachitebft_core_types as bft;
 use core::{Error, Input, Params, State, ValuePayload};
 
 use super::context::{Ballot, Members, Motion, Murmur, Value, signed_proposal, view_of};
+use super::doubles::Doubles;
 use super::effects::{Host, Part};
 use super::gathered::{Gathered, LOOKAHEAD};
 use super::{Output, wal};
@@ -18,6 +19,7 @@ pub(super) struct Running {
     pub(super) engine: State<Murmur>,
     pub(super) host: Host,
     gathered: Gathered,
+    doubles: Doubles,
     accused: BTreeSet<(PeerId, &'static str)>,
 }
 
@@ -35,6 +37,7 @@ impl Running {
             engine,
             host,
             gathered: Gathered::default(),
+            doubles: Doubles::default(),
             accused: BTreeSet::new(),
         }
     }
@@ -93,15 +96,17 @@ impl Running {
                 self.accuse(
                     self.host.keys.id(),
                     "the log contradicts itself; silent until the next round",
+                    None,
                 );
             }
             Err(error) => tracing::warn!(%error, "the agreement refused an input"),
         }
     }
 
-    fn accuse(&mut self, peer: PeerId, what: &'static str) {
+    fn accuse(&mut self, peer: PeerId, what: &'static str, evidence: Option<Evidence>) {
         if self.accused.insert((peer, what)) {
-            self.host.out.push(Output::Equivocation { peer, what });
+            let evidence = evidence.map(Box::new);
+            self.host.out.push(Output::Equivocation { peer, what, evidence });
         }
     }
 
@@ -119,7 +124,7 @@ impl Running {
             return;
         }
         if !seen.is_empty() {
-            self.accuse(signer, "two proposals in one view");
+            self.accuse(signer, "two proposals in one view", None);
         }
         let motion = Motion::new(signer, proposal, value);
         self.feed(Input::Proposal(bft::SignedMessage::new(motion, signature)));
@@ -134,8 +139,8 @@ impl Running {
             return;
         }
         let ballot = bft::SignedMessage::new(Ballot::new(signer, vote), signature);
-        if self.engine.can_record_equivocation(&ballot) {
-            self.accuse(signer, "two votes in one slot");
+        if let Some(evidence) = self.doubles.vote(view_of(self.engine.round()), signer, vote, signature) {
+            self.accuse(signer, "two votes in one slot", Some(evidence));
         }
         self.feed(Input::Vote(ballot));
         if vote.kind == VoteKind::Prevote && !self.host.over {
@@ -164,7 +169,9 @@ impl Running {
                 self.count_prevote(own.signer, vote, own.signature);
             }
         }
-        self.gathered.reached(view_of(self.engine.round()));
+        let view = view_of(self.engine.round());
+        self.gathered.reached(view);
+        self.doubles.reached(view);
     }
 
     /// The proposal that has the highest polka, and the prevotes for it.

@@ -110,6 +110,7 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, seed:
                     member,
                     points,
                     round: open.round,
+                    proof: "two audits differ from what it claimed",
                 });
             }
         }

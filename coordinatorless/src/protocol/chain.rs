@@ -26,6 +26,10 @@ pub use steps::{Step, Steps};
 pub const MAX_CHANGES: usize = 8;
 /// Most verdicts in a record.
 pub const MAX_VERDICTS: usize = 16;
+/// Most pieces of evidence in a record.
+pub const MAX_EVIDENCE: usize = 8;
+/// Votes older than this many rounds prove nothing any more.
+pub const EVIDENCE_ROUNDS: u64 = 64;
 /// A join request is valid for this many rounds after the one it names.
 pub const JOIN_ROUNDS: u64 = 16;
 /// Proposers whose views failed go last for this many rounds (R10).
@@ -86,6 +90,8 @@ pub struct Draft {
     pub model_root: Hash,
     /// Verdicts.
     pub verdicts: Vec<SignedVerdict>,
+    /// Evidence of double votes.
+    pub evidence: Vec<Evidence>,
     /// The beacon.
     pub beacon: Beacon,
 }
@@ -237,6 +243,7 @@ impl ChainState {
             state_root: self.state_root(),
             ledger_root: self.ledger.root(),
             verdicts: draft.verdicts,
+            evidence: draft.evidence,
             beacon: draft.beacon,
         }
     }
@@ -267,6 +274,7 @@ impl ChainState {
         next.agreed.failed.dedup();
 
         let seed = beacon::next_seed(&self.agreed.seed, &record.beacon.output);
+        next.punish(record, &mut notices);
         audit::settle(&mut next, config, record, &seed, &mut notices);
         next.count_work(config, record, self.assignment(config));
         next.change_members(record, config, &mut notices);
@@ -279,6 +287,21 @@ impl ChainState {
         membership::normalise_speeds(&mut next.agreed.members);
         next.settle_voters(config);
         (next, notices)
+    }
+
+    /// R22: who signed two votes for one slot is barred, and loses what has not vested.
+    fn punish(&mut self, record: &Record, notices: &mut Vec<Notice>) {
+        for evidence in &record.evidence {
+            let (member, round) = (evidence.culprit, evidence.first.0.slot.round);
+            let points = self.ledger.slash(member);
+            self.ban(&member);
+            notices.push(Notice::Slashed {
+                member,
+                points,
+                round,
+                proof: "it signed two votes for one slot",
+            });
+        }
     }
 
     /// Work, points, quotas, accumulators, cursor and pool (R7, R13, R29).
@@ -360,7 +383,8 @@ impl ChainState {
     }
 
     fn send_away(&mut self, id: &PeerId) {
-        if let Some(member) = self.member_mut(id) {
+        // Who is barred by this very record stays barred: a goodbye beside it is no way back in.
+        if let Some(member) = self.member_mut(id).filter(|member| member.standing == Standing::Active) {
             member.standing = Standing::Away;
             member.genesis_tokens = 0;
         }

@@ -315,8 +315,10 @@ pub enum Notice {
         member: PeerId,
         /// How many (GFLOP).
         points: u128,
-        /// The audited round.
+        /// The round of the cheat.
         round: Round,
+        /// What proves it, in plain words.
+        proof: &'static str,
     },
     /// A finding that needs a person: what, in plain words.
     Warning(String),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::chain::{Draft, MAX_CHANGES, MAX_VERDICTS, subject};
+use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
 use super::event::{Effect, Notice, Timer, Trained};
 use super::roster::Roster;
 use super::{State, micros, regroup, train_order};
@@ -123,6 +123,8 @@ impl State {
             .retain(|_, change| chain.check_change(&config, change, scheme).is_ok());
         self.verdicts
             .retain(|_, verdict| chain.check_verdict(verdict, scheme).is_ok());
+        self.evidence
+            .retain(|_, evidence| chain.check_evidence(evidence, scheme).is_ok());
         self.out.push(Effect::SetTimer(
             Timer::Collect,
             now + micros(self.config.timing.collect_secs),
@@ -233,7 +235,12 @@ impl State {
                     };
                     return self.decided(now, Arc::new(decided));
                 }
-                Output::Equivocation { peer, what } => self.reject(peer, what, "two messages for one slot".into()),
+                Output::Equivocation { peer, what, evidence } => {
+                    self.reject(peer, what, "two messages for one slot".into());
+                    if let Some(evidence) = evidence {
+                        self.caught(*evidence);
+                    }
+                }
             }
         }
     }
@@ -290,6 +297,7 @@ impl State {
             contributions,
             model_root,
             verdicts: self.verdicts.values().take(MAX_VERDICTS).cloned().collect(),
+            evidence: self.evidence.values().take(MAX_EVIDENCE).cloned().collect(),
             beacon: self.vrf.beacon(self.keys.id(), &self.chain.agreed.seed, round, view),
         };
         self.chain.draft(&self.config, draft)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::chain::ChainState;
 use super::event::{Effect, Notice};
 use super::roster::Roster;
-use super::{SECOND, State, regroup};
+use super::{SECOND, State, micros, regroup};
 use crate::agreement::Agreement;
 use crate::types::*;
 
@@ -183,8 +183,15 @@ impl State {
     }
 
     /// Whether a regroup of this share of the fork weight may take this peer along: not while a quorum is heard on its own branch,
-    /// and never on the word of those who weigh nothing against one who weighs something.
+    /// not before it has listened for as long as one who is asked to regroup (one that has just started hears nobody yet, and a few
+    /// liars are quick to say that they alone are left), and never on the word of those who weigh nothing against one who weighs
+    /// something.
     fn may_leave_for(&self, now: Micros, share: u64) -> bool {
+        let time = &self.config.timing;
+        let overdue = micros(time.collect_secs + time.fetch_secs + self.config.membership.regroup_secs);
+        if now < self.round.began + overdue / 2 {
+            return false;
+        }
         let (me, branch) = (self.keys.id(), self.chain.agreed.branch);
         let here = |id: &PeerId| {
             let same = self.haves.get(id).is_some_and(|have| have.slot.branch == branch);

@@ -1,6 +1,6 @@
 //! What must hold after every step, whatever the faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::protocol::State;
 use crate::protocol::chain::ChainState;
@@ -29,11 +29,16 @@ pub struct Violation {
 pub(super) struct Checker {
     records: BTreeMap<(Branch, Round), (Hash, usize)>,
     roots: BTreeMap<Hash, (Hash, usize)>,
+    /// Peers to whom nothing is promised.
+    pub liars: BTreeSet<usize>,
     pub violations: Vec<Violation>,
 }
 
 impl Checker {
     fn broken(&mut self, invariant: &'static str, round: u64, peers: Vec<usize>, trace: String) {
+        if peers.iter().any(|peer| self.liars.contains(peer)) {
+            return;
+        }
         // One of each kind is enough to act on; a broken run can break it a million times.
         if self
             .violations
@@ -53,6 +58,9 @@ impl Checker {
 
     /// One certified record for each branch and round.
     pub fn decided(&mut self, peer: usize, decided: &Decided) {
+        if self.liars.contains(&peer) {
+            return; // what it says was decided binds nobody
+        }
         let slot = decided.record.slot;
         let hash = decided.record.hash();
         let (known, first) = *self.records.entry((slot.branch, slot.round)).or_insert((hash, peer));
@@ -69,6 +77,9 @@ impl Checker {
 
     /// Equal model roots at equal records.
     pub fn applied(&mut self, peer: usize, round: Round, record: Hash, root: Hash) {
+        if self.liars.contains(&peer) {
+            return;
+        }
         let (known, first) = *self.roots.entry(record).or_insert((root, peer));
         if known != root {
             let trace = format!("expected {known}, found {root}");

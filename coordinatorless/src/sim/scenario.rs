@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::adversary::Liars;
 use crate::config::*;
 use crate::protocol::beacon::VrfKeys;
 use crate::types::*;
@@ -31,6 +32,8 @@ pub struct Scenario {
     pub link: Link,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// Who lies, and how.
+    pub liars: Vec<Liars>,
     /// Deadlines; the defaults here are short.
     pub timing: TimingConfig,
     /// Membership rules.
@@ -128,6 +131,7 @@ impl Default for Scenario {
             speeds: Vec::new(),
             link: Link::default(),
             faults: Vec::new(),
+            liars: Vec::new(),
             timing: TimingConfig {
                 train_secs: 4.0,
                 collect_secs: 6.0,
@@ -194,11 +198,12 @@ impl Scenario {
             .faults
             .iter()
             .flat_map(|fault| &fault.peers)
+            .chain(self.liars.iter().flat_map(|liars| &liars.peers))
             .all(|peer| *peer < self.peers);
         value(
             known,
-            "faults.peers",
-            format!("{:?}", self.faults.len()),
+            "faults.peers or liars.peers",
+            format!("{:?} {:?}", self.faults, self.liars),
             "indices below `peers`",
         )
     }

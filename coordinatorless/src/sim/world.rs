@@ -1,5 +1,7 @@
 //! The world of a simulated run: one queue of things to come, one random source, a disk for each peer.
 
+mod liars;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -7,6 +9,7 @@ use std::sync::Arc;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
+use self::liars::Gang;
 use super::check::{Checker, Violation};
 use super::scenario::{FaultKind, Scenario};
 use crate::config::RunConfig;
@@ -108,6 +111,13 @@ pub(super) struct World {
     digest: blake3::Hasher,
     agreements: Vec<Micros>,
     faults_left: usize,
+    gang: Gang,
+    /// Frames of liars that the codec refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// What honest peers noticed, counted, where anybody lies.
+    pub noticed: BTreeMap<String, u64>,
+    /// Peers that the record chain slashed.
+    pub slashed: BTreeSet<usize>,
     pub messages: u64,
     /// Of each kind.
     pub kinds: BTreeMap<&'static str, u64>,
@@ -154,6 +164,10 @@ impl World {
             index,
             peers,
             checker: Checker::default(),
+            gang: Gang::new(scenario),
+            refused: BTreeMap::new(),
+            noticed: BTreeMap::new(),
+            slashed: BTreeSet::new(),
             digest: blake3::Hasher::new(),
             agreements: Vec::new(),
             faults_left: scenario.faults.len(),
@@ -162,6 +176,7 @@ impl World {
             bytes: 0,
             scenario: scenario.clone(),
         };
+        world.checker.liars = world.gang.peers().collect();
         for (at, fault) in scenario.faults.iter().enumerate() {
             world.push((fault.at_secs * 1e6) as Micros + 1, Item::Fault(at));
         }
@@ -219,7 +234,8 @@ impl World {
                 .as_ref()
                 .is_none_or(|state| state.chain().agreed.round.0 >= self.scenario.rounds)
         };
-        self.faults_left == 0 && self.peers.iter().all(there)
+        let mut honest = self.peers.iter().enumerate().filter(|(at, _)| !self.gang.has(*at));
+        self.faults_left == 0 && honest.all(|(_, peer)| there(peer))
     }
 
     fn push(&mut self, at: Micros, item: Item) {
@@ -267,6 +283,9 @@ impl World {
     fn event(&mut self, peer: usize, life: u32, event: Event) {
         if self.peers[peer].life != life {
             return;
+        }
+        if self.gang.has(peer) {
+            return self.lie(peer, event);
         }
         let now = self.now;
         let Some(state) = self.peers[peer].state.as_mut() else {
@@ -476,6 +495,9 @@ impl World {
         self.messages += 1;
         *self.kinds.entry(message.body.name()).or_default() += 1;
         self.bytes += size;
+        if self.gang.has(at) {
+            return self.send_frame(at, to, &message.to_frame());
+        }
         let copies = 1 + u32::from(self.rng.random_bool(self.scenario.link.duplicate));
         for _ in 0..copies {
             if let Some(delay) = self.delay(at, to) {
@@ -564,6 +586,7 @@ impl World {
             self.peers[*holder].state.is_some()
                 && self.side[*holder] == self.side[at]
                 && self.peers[*holder].disk.blobs.contains(&commit.blob)
+                && self.gang.serves(*holder, &commit.blob, &self.peers[at].keys.id())
         });
         let transfer = (commit.len as f64 / self.scenario.link.bandwidth * 1e6) as Micros;
         let life = self.peers[at].life;
@@ -597,7 +620,10 @@ impl World {
         self.peers[at].fetching.remove(&blob);
         let came =
             self.peers.get(from).is_some_and(|holder| holder.state.is_some()) && self.side[from] == self.side[at];
-        if came {
+        if came && self.gang.garbage(&blob) {
+            let reason = "does not decode".to_owned();
+            self.event(at, life, Event::BlobBad { blob, reason });
+        } else if came {
             self.peers[at].disk.blobs.insert(blob);
             self.event(at, life, Event::BlobHeld { blob });
         }
@@ -678,6 +704,7 @@ impl World {
             .map(|(_, one)| one.clone())
             .collect();
         let id = peer.keys.id();
+        let records = self.lie_of_records(at, records);
         if let Some(delay) = self.delay(at, asker).filter(|_| !records.is_empty()) {
             let life = self.peers[asker].life;
             let event = Box::new(Event::Records { from: id, records });
@@ -693,6 +720,7 @@ impl World {
     }
 
     fn notice(&mut self, at: usize, notice: Notice) {
+        self.count_notice(at, &notice);
         match notice {
             Notice::Advanced {
                 agree,
@@ -704,7 +732,10 @@ impl World {
                 self.digest
                     .update(&[&round.0.to_le_bytes()[..], &model_root.0].concat());
             }
-            Notice::Slashed { member, round, .. } => self.checker.slashed(at, round, member),
+            Notice::Slashed { member, round, .. } => match self.index.get(&member) {
+                Some(liar) if self.gang.has(*liar) => drop(self.slashed.insert(*liar)),
+                _ => self.checker.slashed(at, round, member),
+            },
             Notice::Warning(warning) => {
                 let round = self.peers[at]
                     .state

@@ -33,6 +33,7 @@ fn decided(branch: Branch, round: u64) -> Decided {
         state_root: Hash::default(),
         ledger_root: Hash::default(),
         verdicts: Vec::new(),
+        evidence: Vec::new(),
         beacon,
     };
     let certificate = Certificate {

@@ -106,6 +106,7 @@ fn record() -> impl Strategy<Value = Record> {
         vec(range(), 0..3),
         vec(range(), 0..3),
         vec(signed, 0..3),
+        vec(evidence(), 0..3),
     );
     let beacon = (peer(), any::<u32>(), any::<[u8; 32]>(), signature());
     let beacon = beacon.prop_map(|(proposer, view, output, proof)| Beacon {
@@ -127,6 +128,7 @@ fn record() -> impl Strategy<Value = Record> {
         state_root: roots.2,
         ledger_root: roots.3,
         verdicts: lists.4,
+        evidence: lists.5,
         beacon,
     })
 }
@@ -153,6 +155,11 @@ fn have() -> impl Strategy<Value = Have> {
 fn vote() -> impl Strategy<Value = Vote> {
     let kind = prop_oneof![Just(VoteKind::Prevote), Just(VoteKind::Precommit)];
     (slot(), kind, option::of(hash())).prop_map(|(slot, kind, record)| Vote { slot, kind, record })
+}
+
+fn evidence() -> impl Strategy<Value = Evidence> {
+    let signed = || (vote(), signature());
+    (peer(), signed(), signed()).prop_map(|(culprit, one, other)| Evidence::new(culprit, one, other))
 }
 
 fn regroup() -> impl Strategy<Value = Regroup> {
@@ -183,6 +190,7 @@ fn body() -> impl Strategy<Value = Body> {
         slot().prop_map(|slot| Body::Leave(Leave { slot })),
         verdict().prop_map(Body::Verdict),
         regroup().prop_map(Body::Regroup),
+        evidence().prop_map(Body::Evidence),
     ]
 }
 

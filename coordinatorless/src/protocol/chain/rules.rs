@@ -1,6 +1,6 @@
 //! The rules that follow from the chain alone, each checked by itself: what a record may count, change, decide and draw.
 
-use super::{ChainState, JOIN_ROUNDS, MAX_CHANGES, MAX_VERDICTS, done_batches, subject};
+use super::{ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, done_batches, subject};
 use crate::config::RunConfig;
 use crate::protocol::assignment::Assignment;
 use crate::protocol::membership::{self, Member, Standing};
@@ -188,8 +188,11 @@ impl ChainState {
         equal("parent", &self.agreed.record, &record.parent)?;
         equal("state_root", &self.state_root(), &record.state_root)?;
         equal("ledger_root", &self.ledger.root(), &record.ledger_root)?;
-        if record.changes.len() > MAX_CHANGES || record.verdicts.len() > MAX_VERDICTS {
-            return Err(RuleViolation::Shape("too many changes or verdicts"));
+        if record.changes.len() > MAX_CHANGES
+            || record.verdicts.len() > MAX_VERDICTS
+            || record.evidence.len() > MAX_EVIDENCE
+        {
+            return Err(RuleViolation::Shape("too many changes, verdicts or pieces of evidence"));
         }
         let sorted = record
             .contributions
@@ -202,10 +205,11 @@ impl ChainState {
             && record
                 .verdicts
                 .windows(2)
-                .all(|pair| audit::key(&pair[0].verdict) < audit::key(&pair[1].verdict));
+                .all(|pair| audit::key(&pair[0].verdict) < audit::key(&pair[1].verdict))
+            && record.evidence.windows(2).all(|pair| pair[0].culprit < pair[1].culprit);
         if !sorted {
             return Err(RuleViolation::Shape(
-                "contributions, changes or verdicts are not sorted, or repeated",
+                "contributions, changes, verdicts or evidence are not sorted, or repeated",
             ));
         }
         let assignment = self.assignment(config);
@@ -226,6 +230,9 @@ impl ChainState {
         self.check_lapsed_weight(&record.changes)?;
         for verdict in &record.verdicts {
             self.check_verdict(verdict, scheme)?;
+        }
+        for evidence in &record.evidence {
+            self.check_evidence(evidence, scheme)?;
         }
         self.check_beacon(record, scheme)
     }
@@ -278,6 +285,51 @@ impl ChainState {
             refuse("signature does not fit")
         } else {
             Ok(())
+        }
+    }
+
+    /// Whether two votes prove that a member said two things in one slot of this branch (R22).
+    pub fn check_evidence(&self, evidence: &Evidence, scheme: Scheme) -> Result<(), RuleViolation> {
+        let Evidence { culprit, first, second } = evidence;
+        let refuse = |why| {
+            Err(RuleViolation::Refused {
+                what: "evidence",
+                member: *culprit,
+                why,
+            })
+        };
+        // Going away is no way out of it.
+        if self
+            .member(culprit)
+            .is_none_or(|member| member.standing == Standing::Banned)
+        {
+            return refuse("not a member, or barred already");
+        }
+        let (slot, next) = (first.0.slot, self.next_slot());
+        if slot.run != next.run || slot.branch != next.branch {
+            return refuse("for another run or branch");
+        }
+        if slot.round > next.round || slot.round.0.saturating_add(EVIDENCE_ROUNDS) < next.round.0 {
+            return refuse("for a round to come, or too old");
+        }
+        if slot != second.0.slot || first.0.kind != second.0.kind {
+            return refuse("votes of two slots or kinds contradict nothing");
+        }
+        if first.0 >= second.0 {
+            return refuse("one vote shown twice, or not sorted");
+        }
+        let holds = |(vote, signature): &(Vote, Signature)| {
+            let whole = Signed {
+                signer: *culprit,
+                body: Body::Vote(vote.clone()),
+                signature: *signature,
+            };
+            whole.verify(scheme).is_ok()
+        };
+        if holds(first) && holds(second) {
+            Ok(())
+        } else {
+            refuse("signature does not fit")
         }
     }
 

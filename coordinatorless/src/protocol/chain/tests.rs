@@ -108,6 +108,7 @@ impl Run {
             contributions,
             model_root,
             verdicts,
+            evidence: Vec::new(),
             beacon,
         };
         self.chain.draft(&self.config, draft)
@@ -400,4 +401,114 @@ fn leaving_is_no_way_out_of_an_audit() {
         (account.provisional_points(), account.vested, account.strikes),
         (0, 0, 0)
     );
+}
+
+/// Two votes of a member for one slot.
+fn two_votes(run: &Run, member: usize, slot: Slot) -> Evidence {
+    let signed = |record| {
+        let vote = Vote {
+            slot,
+            kind: VoteKind::Prevote,
+            record,
+        };
+        let signature = run.keys[member].sign(&Body::Vote(vote.clone())).signature;
+        (vote, signature)
+    };
+    Evidence::new(run.keys[member].id(), signed(Some(Hash::of(b"one"))), signed(None))
+}
+
+fn with_evidence(run: &Run, evidence: Vec<Evidence>) -> Record {
+    let all = (0..4).map(|member| run.sign(member, run.commit(member, 1))).collect();
+    let record = run.record_of(all, Vec::new(), Vec::new());
+    Record { evidence, ..record }
+}
+
+#[test]
+fn who_votes_twice_in_a_slot_is_barred_and_loses_what_has_not_vested() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let culprit = run.keys[2].id();
+    let evidence = two_votes(&run, 2, run.chain.next_slot());
+    let record = with_evidence(&run, vec![evidence.clone()]);
+    let notices = run.advance(&record);
+    let batch = u128::from(run.config.data.batch_tokens());
+    let slashed = |notice: &Notice| matches!(notice, Notice::Slashed { member, points, .. } if *member == culprit && *points == batch);
+    assert!(notices.iter().any(slashed), "{notices:?}");
+    let account = run.chain.ledger.get(&culprit).unwrap();
+    assert_eq!((account.provisional_points(), account.slashed), (0, batch));
+    assert_eq!(run.chain.member(&culprit).unwrap().standing, Standing::Banned);
+    assert_eq!(run.chain.voters().weight_of(&culprit), 0);
+    assert_eq!(run.chain.assignment(&run.config).quota(&culprit), 0);
+    // Once is enough.
+    assert!(
+        run.chain
+            .check_evidence(&evidence, SCHEME)
+            .unwrap_err()
+            .to_string()
+            .contains("barred already")
+    );
+}
+
+#[test]
+fn evidence_that_proves_nothing_spoils_its_record() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let slot = run.chain.next_slot();
+    let good = two_votes(&run, 2, slot);
+    let refused = |evidence: Vec<Evidence>| run.apply(&with_evidence(&run, evidence)).unwrap_err().to_string();
+    let changed = |change: &dyn Fn(&mut Evidence)| {
+        let mut evidence = good.clone();
+        change(&mut evidence);
+        refused(vec![evidence])
+    };
+    assert!(run.apply(&with_evidence(&run, vec![good.clone()])).is_ok());
+    assert!(refused(vec![good.clone(), good.clone()]).contains("repeated"));
+    assert!(refused(vec![good.clone(); 9]).contains("too many"));
+    assert!(changed(&|e| e.second = e.first.clone()).contains("shown twice"));
+    assert!(changed(&|e| std::mem::swap(&mut e.first, &mut e.second)).contains("not sorted"));
+    assert!(changed(&|e| e.culprit = PeerId([9; 32])).contains("not a member"));
+    assert!(changed(&|e| e.culprit = run.keys[1].id()).contains("signature"));
+    assert!(changed(&|e| e.second.1 = e.first.1).contains("signature"));
+    assert!(changed(&|e| e.second.0.kind = VoteKind::Precommit).contains("contradict nothing"));
+    assert!(changed(&|e| e.second.0.slot.view += 1).contains("contradict nothing"));
+    // R22: evidence counts within one branch only; and not for ever, nor before its time.
+    let of = |slot| refused(vec![two_votes(&run, 2, slot)]);
+    assert!(of(Slot { branch: 9, ..slot }).contains("branch"));
+    assert!(
+        of(Slot {
+            run: RunId([1; 32]),
+            ..slot
+        })
+        .contains("run")
+    );
+    assert!(
+        of(Slot {
+            round: slot.round.next(),
+            ..slot
+        })
+        .contains("to come")
+    );
+    let mut old = Run::new();
+    old.chain = run.chain.clone();
+    old.chain.agreed.round = Round(200);
+    let error = old.chain.check_evidence(&good, SCHEME).unwrap_err().to_string();
+    assert!(error.contains("too old"), "{error}");
+}
+
+#[test]
+fn a_goodbye_in_the_record_that_bars_is_no_way_back_in() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let culprit = run.keys[2].id();
+    let leave = Leave {
+        slot: run.chain.next_slot(),
+    };
+    let signed = run.keys[2].sign(&Body::Leave(leave.clone()));
+    let mut record = with_evidence(&run, vec![two_votes(&run, 2, run.chain.next_slot())]);
+    record.changes = vec![Change::Leave(leave, culprit, signed.signature)];
+    run.advance(&record);
+    assert_eq!(run.chain.member(&culprit).unwrap().standing, Standing::Banned);
 }
