@@ -262,6 +262,11 @@ impl Agreement {
         certificate::check(voters, certificate, scheme)
     }
 
+    /// Whether this is an entry that [`Output::Persist`] may have given, of whatever height.
+    pub fn reads(entry: &[u8]) -> bool {
+        wal::readable(entry)
+    }
+
     /// The record of the highest polka seen at this height: what a new branch must propose first (R20).
     pub fn valid_record(&self) -> Option<Record> {
         let valid = self.running.as_ref()?.engine.driver.valid_value()?;

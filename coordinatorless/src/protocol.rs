@@ -21,7 +21,7 @@
 //! | R14 | whose model differs doesn't vote, and heals | `round` |
 //! | R15 | uncounted rounds shrink the quota; silence to most, a lapse | [`membership`], [`chain`], `round` |
 //! | R17, R18 | snapshots; joining | [`crate::node`] |
-//! | R19 | a restarted peer goes on; without its log it listens first | [`State::new`] |
+//! | R19 | a restarted peer goes on; without its log it listens first | `log`, [`State::new`] |
 //! | R20 | survivors regroup | `regroup` |
 //! | R21 | meeting another branch | `sync` |
 //! | R22 | evidence counts within one branch | [`chain`] |
@@ -47,6 +47,7 @@ mod availability;
 pub mod beacon;
 pub mod chain;
 pub mod event;
+mod log;
 pub mod membership;
 mod regroup;
 pub mod roster;
@@ -110,6 +111,8 @@ pub struct State {
     /// What was signed since the last decision, as the log on disk holds it.
     wal: Vec<Vec<u8>>,
     log_whole: bool,
+    /// R19: the log is gone or damaged, and this peer signs nothing until the next decision.
+    listening: bool,
     /// After the last decided record.
     chain: Arc<ChainState>,
     /// States before each of the last records, with that record: `(state after round r-1, record r)` under `r`.
@@ -158,15 +161,17 @@ impl State {
         let states = history
             .iter()
             .map(|(state, decided)| (decided.record.slot.round, (Arc::new(state.clone()), decided.clone())));
-        Self {
+        let log = log::read(setup.wal.as_deref().unwrap_or_default());
+        let mut state = Self {
             scheme: keys.scheme(),
             vrf,
             join: join.clone(),
             leaving: false,
             sequence: *sequence,
             last_round: setup.last_round,
-            wal: setup.wal.clone().unwrap_or_default(),
-            log_whole: setup.wal.is_some(),
+            wal: log.agreement,
+            log_whole: setup.wal.is_some() && log.whole,
+            listening: false,
             history: states.collect(),
             voters: Arc::new(chain.voters()),
             roster: roster::Roster::default(),
@@ -187,7 +192,10 @@ impl State {
             chain: Arc::new(chain.clone()),
             config: config.clone(),
             keys: keys.clone(),
-        }
+        };
+        state.recall_regroup(log.statements, log.began);
+        state.voters = Arc::new(state.chain.voters());
+        state
     }
 
     /// Begins the round after the chain's last.
@@ -198,7 +206,9 @@ impl State {
         // Who votes alone has nobody to listen to, and nobody to deceive.
         let vote = self.log_whole || self.chain.voters().len() == 1;
         self.start_round(now, vote);
-        self.order_audits();
+        if vote {
+            self.order_audits();
+        }
         std::mem::take(&mut self.out)
     }
 

@@ -197,6 +197,9 @@ impl State {
 
     pub(super) fn tell_have(&mut self, now: Micros) {
         self.round.have_planned = false;
+        if self.listening {
+            return; // R19
+        }
         self.sequence += 1;
         let members = self.roster.len();
         let told = |place: usize, hears: &dyn Fn(&PeerId) -> bool, bit: &dyn Fn(&Have) -> &Bits| {
@@ -244,6 +247,9 @@ impl State {
         let waiting: Vec<PeerId> = self.round.commits.keys().copied().collect();
         waiting.into_iter().for_each(|member| self.fetch(member));
         self.fetch_named();
+        if self.listening {
+            return; // R19
+        }
         let (slot, me) = (self.chain.next_slot(), self.keys.id());
         let mine = self
             .roster

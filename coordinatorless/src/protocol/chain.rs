@@ -5,6 +5,8 @@
 
 mod rules;
 
+use std::sync::Arc;
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::assignment::Assignment;
@@ -69,6 +71,9 @@ pub struct ChainState {
     pub agreed: Agreed,
     /// The balances.
     pub ledger: Ledger,
+    /// Where a branch without a record of its own began: the state after the last certified record. Neither agreed nor stored; it
+    /// follows from the statements that began the branch.
+    pub fork: Option<Arc<ChainState>>,
 }
 
 /// What a proposer puts into a record besides what follows from the chain.
@@ -131,7 +136,11 @@ impl ChainState {
             proposers: [Vec::new(), Vec::new()],
             audits: Vec::new(),
         };
-        let mut state = Self { agreed, ledger };
+        let mut state = Self {
+            agreed,
+            ledger,
+            fork: None,
+        };
         state.settle_voters(config);
         state
     }
@@ -141,6 +150,7 @@ impl ChainState {
         Ok(Self {
             agreed: Agreed::from_canonical(agreed)?,
             ledger: Ledger::from_canonical(ledger)?,
+            fork: None,
         })
     }
 
@@ -165,6 +175,12 @@ impl ChainState {
     /// `state_root` of the next record.
     pub fn state_root(&self) -> Hash {
         Hash::of(&self.agreed.to_canonical())
+    }
+
+    /// The state after the last certified record, from which every regroup begins, also one that follows another before a record
+    /// was decided: on a branch that has one, this state itself.
+    pub fn certified(&self) -> &Self {
+        self.fork.as_deref().unwrap_or(self)
     }
 
     /// A member by id.
@@ -254,6 +270,7 @@ impl ChainState {
     /// The state after a record that follows every rule.
     fn advance(&self, config: &RunConfig, record: &Record) -> (Self, Vec<Notice>) {
         let (mut next, mut notices) = (self.clone(), Vec::new());
+        next.fork = None;
         let round = record.slot.round;
         // R10: proposers of the parent's failed views go last.
         let failed = self.agreed.proposers[0].iter().take(record.parent_view as usize);
@@ -400,7 +417,8 @@ impl ChainState {
 
     /// The state from which `survivors` go on as a new branch (R20): the others are away, relative weights stay.
     pub fn regrouped(&self, config: &RunConfig, branch: Branch, survivors: &[PeerId]) -> Self {
-        let mut next = self.clone();
+        let mut next = self.certified().clone();
+        next.fork = Some(Arc::new(next.clone()));
         for member in next
             .agreed
             .members

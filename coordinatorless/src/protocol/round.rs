@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::chain::{Draft, MAX_CHANGES, MAX_VERDICTS, subject};
 use super::event::{Effect, Notice, Timer, Trained};
 use super::roster::Roster;
-use super::{State, micros, regroup, train_order};
+use super::{State, log, micros, regroup, train_order};
 use crate::agreement::Output;
 use crate::types::*;
 use crate::wire::{Body, Signed};
@@ -113,7 +113,7 @@ impl State {
             timing,
             ..RoundState::default()
         };
-        self.regroup = regroup::RegroupState::default();
+        self.listening = !vote;
         let members: BTreeSet<PeerId> = self.chain.active().collect();
         self.haves.retain(|id, _| members.contains(id));
         self.heard.retain(|id, _| members.contains(id));
@@ -133,7 +133,8 @@ impl State {
             let outputs = self.agreement.start(now, branch, round, self.voters.clone(), &self.wal);
             self.agreed(now, outputs);
         } else {
-            // R19: the log is gone; a vote of this height may have been sent. Listen for one round.
+            // R19: the log is gone; a vote of this height may have been sent. Listen for one round, and say nothing at all:
+            // who hears a heartbeat counts on a vote that cannot come, and would neither decide nor regroup without it.
             self.agreement.stop();
         }
         for message in early.into_values() {
@@ -144,7 +145,8 @@ impl State {
     /// Work begins once the model is there.
     fn order_training(&mut self, now: Micros) {
         let me = self.keys.id();
-        if self.leaving || self.is_finished() || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
+        let idle = self.leaving || self.listening || self.is_finished();
+        if idle || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
             return;
         }
         self.round.train_began = Some(now);
@@ -216,8 +218,8 @@ impl State {
                 }
                 Output::Check { view, record, .. } => self.examine(now, view, record),
                 Output::Persist(entry) => {
-                    self.wal.push(entry.clone());
-                    self.out.push(Effect::Persist(entry));
+                    self.out.push(Effect::Persist(log::agreement(&entry)));
+                    self.wal.push(entry);
                 }
                 Output::Publish(message) => {
                     self.round.voting_since.get_or_insert(now);
@@ -526,6 +528,7 @@ impl State {
         self.chain = next;
         self.model = None;
         self.parent_view = decided.certificate.slot.view;
+        self.regroup = regroup::RegroupState::default();
         if members_changed {
             let roster = Roster::new(&self.chain, &self.chain.voters(), &self.keys.id());
             self.out.push(Effect::Members(roster.neighbours()));
