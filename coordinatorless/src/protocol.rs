@@ -36,8 +36,9 @@
 //! - A returned range counts towards poison (R7) only when its member delivered nothing; the tail of a slow member's quota is no
 //!   sign of poison.
 //! - At most a fifth of the weight *or one member* lapses in a record (R15): of four members, each has more than a fifth.
-//! - After a regroup the stuck round is trained again on the new branch; a half-agreed record isn't carried over. A certified
-//!   record of the old branch still wins (R21a).
+//! - The record of the highest polka can't be proposed again on the new branch as it is: its slot, state and proposers are the old
+//!   branch's. The branch's first record counts the same contributions instead, and proves why (R20, `regroup`). A certified record
+//!   of the old branch still wins (R21a).
 //! - A new branch is numbered by a hash of who goes on from where, so that two sides of a split never share a number.
 //! - R16 (overlap) isn't built yet.
 
@@ -205,6 +206,7 @@ impl State {
         self.out.push(Effect::Members(roster.neighbours()));
         // Who votes alone has nobody to listen to, and nobody to deceive.
         let vote = self.log_whole || self.chain.voters().len() == 1;
+        self.recall_polka(now);
         self.start_round(now, vote);
         if vote {
             self.order_audits();
@@ -273,7 +275,8 @@ impl State {
 
     /// Shards of the commits of the round in progress.
     pub fn current_shards(&self) -> impl Iterator<Item = Hash> + '_ {
-        self.round.shards()
+        let carried = self.regroup.carries().flat_map(|one| one.commit.shards.iter().copied());
+        self.round.shards().chain(carried)
     }
 
     /// Whether this peer has done all that it was asked to do.

@@ -77,6 +77,11 @@ impl State {
     }
 
     pub(super) fn blob_held(&mut self, now: Micros, blob: Hash) {
+        if self.regroup.carries().any(|one| one.commit.blob == blob) {
+            self.round.held.insert(blob);
+            self.recheck(now);
+            return self.try_propose(now);
+        }
         let Some(member) = self.round.author(&blob) else { return };
         if self.round.held.insert(blob) {
             self.round.last_blob = now;

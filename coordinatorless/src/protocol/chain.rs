@@ -18,7 +18,7 @@ use crate::agreement::Voters;
 use crate::config::RunConfig;
 use crate::ledger::Ledger;
 use crate::types::*;
-use crate::wire::{Canonical, Scheme};
+use crate::wire::{Canonical, MAX_RECORD, Scheme};
 
 pub use rules::RuleViolation;
 
@@ -26,6 +26,8 @@ pub use rules::RuleViolation;
 pub const MAX_CHANGES: usize = 8;
 /// Most verdicts in a record.
 pub const MAX_VERDICTS: usize = 16;
+/// The longest record that a branch carries over: it travels within one that counts the same contributions once more.
+pub const MAX_CARRIED: usize = MAX_RECORD * 7 / 16;
 /// A join request is valid for this many rounds after the one it names.
 pub const JOIN_ROUNDS: u64 = 16;
 /// Proposers whose views failed go last for this many rounds (R10).
@@ -91,6 +93,8 @@ pub struct Draft {
     pub verdicts: Vec<SignedVerdict>,
     /// The beacon.
     pub beacon: Beacon,
+    /// What the first record of a branch carries over.
+    pub carried: Option<Carried>,
 }
 
 impl ChainState {
@@ -234,9 +238,14 @@ impl ChainState {
         }
     }
 
+    /// The state from which the next record's work was assigned: where it carries a record over, that is the fork.
+    fn worked_from(&self, carried: Option<&Carried>) -> &Self {
+        carried.map_or(self, |_| self.certified())
+    }
+
     /// Writes the next record.
     pub fn draft(&self, config: &RunConfig, draft: Draft) -> Record {
-        let assignment = self.assignment(config);
+        let assignment = self.worked_from(draft.carried.as_ref()).assignment(config);
         let done = done_batches(config, &draft.contributions);
         let (returned, retired) = assignment.leftovers(done);
         Record {
@@ -252,6 +261,7 @@ impl ChainState {
             ledger_root: self.ledger.root(),
             verdicts: draft.verdicts,
             beacon: draft.beacon,
+            carried: draft.carried,
         }
     }
 
@@ -283,13 +293,17 @@ impl ChainState {
 
         let seed = beacon::next_seed(&self.agreed.seed, &record.beacon.output);
         audit::settle(&mut next, config, record, &seed, &mut notices);
-        next.count_work(config, record, self.assignment(config));
+        let worked_from = self.worked_from(record.carried.as_ref());
+        next.count_work(config, record, worked_from.assignment(config));
         next.change_members(record, config, &mut notices);
 
         next.agreed.round = round;
         next.agreed.record = record.hash();
         next.agreed.seed = seed;
-        audit::draw(&mut next, config, record);
+        // R22: work of the old branch was done under its seeds and signed for its slot; no audit of it belongs here.
+        if record.carried.is_none() {
+            audit::draw(&mut next, config, record);
+        }
         next.ledger.vest(config, round);
         membership::normalise_speeds(&mut next.agreed.members);
         next.settle_voters(config);

@@ -7,23 +7,35 @@
 //! - **G3** A peer acts on the statements of an attempt when it holds the same one from every survivor named, and never on an
 //!   attempt below one it has acted on. What it acts on is in its log before it signs anything on the branch, so that it is on
 //!   that branch again after a crash.
+//! - **G4** Locks are kept. A statement names the highest polka of the stuck round with the prevotes that prove it. The branch's
+//!   first record carries over a polka at least as high as the highest that a survivor named: the same contributions on the same
+//!   model, with the old record and its prevotes inside, so that anyone can check it ([`Carried`]). Whoever has precommitted the
+//!   old record never votes for a first record without; others insist for [`CARRY_VIEWS`] views, since a liar may name a polka
+//!   whose record it keeps to itself. Nobody trains meanwhile: the work is done.
+//! - **G5** So a record that some peer knows to be decided, and the survivors do not, is counted again rather than contradicted, if
+//!   an honest survivor saw its polka. It is still another record: where the old one turns out to be certified, R21a holds.
+//!   A polka seen on a branch that ends before its first record is not carried on: nothing there was certified.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::chain::ChainState;
+use super::chain::{ChainState, MAX_CARRIED};
 use super::event::{Effect, Notice};
 use super::roster::Roster;
 use super::{SECOND, State, log, membership, micros};
+use crate::agreement::Agreement;
 use crate::config::{QuorumLoss, RunConfig};
 use crate::types::*;
-use crate::wire::{Body, Scheme, Signed};
+use crate::wire::{Body, Canonical, Scheme, Signed};
 
 /// How long one attempt is given before a new one narrows it down.
 const ATTEMPT: Micros = 3 * SECOND;
 
 /// Attempts remembered, of this peer and of others; one further ahead is not believed.
 const REMEMBERED: u32 = 8;
+
+/// Views of a branch's first round in which a polka named by others is insisted on.
+const CARRY_VIEWS: View = 8;
 
 /// What belongs to the fork: it stays from the last decision to the next, over every branch begun in between.
 #[derive(Default)]
@@ -38,9 +50,36 @@ pub(super) struct RegroupState {
     acted: u32,
     /// The statements that this branch began with, until its first record is decided.
     proof: Vec<(PeerId, Regroup, Signature)>,
+    /// The highest polka of the fork that this peer saw itself, with its record.
+    carry: Option<(Polka, Arc<Record>)>,
+    /// The view of the highest polka that anyone's statement proves.
+    named: Option<View>,
 }
 
 impl RegroupState {
+    /// The contributions that the first record of this branch must count, where this peer knows them.
+    pub fn carries(&self) -> impl Iterator<Item = &Contribution> {
+        self.carry.iter().flat_map(|(_, record)| &record.contributions)
+    }
+
+    /// Whether the work of this round was done at the fork already.
+    pub fn is_carrying(&self) -> bool {
+        self.carry.is_some() || self.named.is_some()
+    }
+
+    /// G4: the lowest view of a polka that this view's proposal must carry over.
+    pub fn insists(&self, view: View) -> Option<View> {
+        let own = self.carry.as_ref().map(|(polka, _)| polka.view);
+        own.max(self.named.filter(|_| view < CARRY_VIEWS))
+    }
+
+    /// What this peer would carry over.
+    pub fn carried(&self) -> Option<Carried> {
+        let (polka, record) = self.carry.clone()?;
+        let record = Record::to_canonical(&record);
+        Some(Carried { polka, record })
+    }
+
     pub fn take_proof(&mut self) -> Vec<(PeerId, Regroup, Signature)> {
         std::mem::take(&mut self.proof)
     }
@@ -75,6 +114,39 @@ impl State {
         self.regroup.proof = proof;
         self.chain = Arc::new(state);
         self.parent_view = 0;
+    }
+
+    /// The highest polka of the fork that this peer has seen itself, if it can be carried over.
+    fn seen_polka(&self) -> Option<(Polka, Arc<Record>)> {
+        let seen = match self.chain.fork {
+            Some(_) => self.regroup.carry.clone(),
+            None => self.agreement.polka(),
+        };
+        seen.filter(|(_, record)| Record::to_canonical(record).len() <= MAX_CARRIED)
+    }
+
+    /// After a restart on a branch without a record: finds the polka of the fork in the log again. What the replay would say is
+    /// over and said to nobody.
+    pub(super) fn recall_polka(&mut self, now: Micros) {
+        let Some(fork) = self.chain.fork.clone() else { return };
+        let (branch, round) = (fork.agreed.branch, fork.agreed.round.next());
+        let _said = self
+            .agreement
+            .start(now, branch, round, Arc::new(fork.voters()), &self.wal);
+        let seen = self.agreement.polka();
+        self.agreement.stop();
+        self.carry_over(seen);
+    }
+
+    /// G4: from now on, this branch's first record must carry over what was seen here, or what the statements name.
+    fn carry_over(&mut self, seen: Option<(Polka, Arc<Record>)>) {
+        self.regroup.carry = seen.filter(|(_, record)| Record::to_canonical(record).len() <= MAX_CARRIED);
+        let named = self
+            .regroup
+            .proof
+            .iter()
+            .filter_map(|(_, statement, _)| statement.polka.as_ref());
+        self.regroup.named = named.map(|polka| polka.view).max();
     }
 
     /// On a branch without a record, says again why it began: who missed a statement may still be waiting on the old one.
@@ -166,7 +238,7 @@ impl State {
             slot: self.chain.certified().next_slot(),
             attempt,
             tip: self.chain.agreed.record,
-            polka: self.agreement.valid_record().map(|record| record.hash()),
+            polka: self.seen_polka().map(|(polka, _)| polka),
             survivors,
         };
         let message = self.keys.sign(&Body::Regroup(statement.clone()));
@@ -190,6 +262,11 @@ impl State {
         let members = statement.survivors.iter().all(|id| is_active(fork, id));
         if !members || !statement.survivors.is_sorted() || !statement.survivors.contains(&message.signer) {
             return self.reject(message.signer, "regroup", "names strangers, or not its signer".into());
+        }
+        if let Some(polka) = &statement.polka
+            && let Err(error) = Agreement::polka_valid(&fork.voters(), fork.next_slot(), polka, self.scheme)
+        {
+            return self.reject(message.signer, "regroup", format!("its polka proves nothing: {error}"));
         }
         let known = self.regroup.mine.last_key_value().map_or(1, |(attempt, _)| *attempt);
         if statement.attempt == 0 || statement.attempt > known.saturating_add(REMEMBERED) {
@@ -227,12 +304,14 @@ impl State {
             return;
         };
         let branch = branch_number(&mine);
+        let seen = self.seen_polka();
         self.chain = Arc::new(self.chain.regrouped(&self.config, branch, &mine.survivors));
         self.out.push(Effect::StopTraining(self.height().1));
         // G3: the log stays, because what was signed on the old branch must not be forgotten while nothing is decided here.
         self.out.push(Effect::Persist(log::began(&proof)));
         self.regroup.acted = mine.attempt;
         self.regroup.proof = proof;
+        self.carry_over(seen);
         self.out.push(Effect::Members(
             Roster::new(&self.chain, &self.chain.voters(), &self.keys.id()).neighbours(),
         ));

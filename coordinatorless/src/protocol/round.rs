@@ -145,7 +145,7 @@ impl State {
     /// Work begins once the model is there.
     fn order_training(&mut self, now: Micros) {
         let me = self.keys.id();
-        let idle = self.leaving || self.listening || self.is_finished();
+        let idle = self.leaving || self.listening || self.is_finished() || self.regroup.is_carrying();
         if idle || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
             return;
         }
@@ -246,7 +246,17 @@ impl State {
             return;
         };
         let due = self.round.began + micros(self.config.timing.collect_secs);
-        if view == 0 && now < due && !self.all_expected_held(now) {
+        if self.regroup.insists(view).is_some() {
+            // R20: nobody would vote for less. Once the blobs are held, there is nothing to wait for.
+            let held = self
+                .regroup
+                .carries()
+                .all(|one| self.round.held.contains(&one.commit.blob));
+            let carried = self.regroup.carried().map(|carried| carried.polka.view);
+            if carried < self.regroup.insists(view) || !held {
+                return;
+            }
+        } else if view == 0 && now < due && !self.all_expected_held(now) {
             return;
         }
         self.round.wanted = None;
@@ -278,8 +288,12 @@ impl State {
 
     fn write_record(&self, now: Micros, view: View, model_root: Hash) -> Record {
         let round = self.height().1;
+        let carried = self.regroup.carried();
         let held = |one: &&Contribution| one.commit.model_root == model_root && self.widely_held(one);
-        let contributions = self.round.commits.values().filter(held).cloned().collect();
+        let contributions = match carried {
+            Some(_) => self.regroup.carries().cloned().collect(),
+            None => self.round.commits.values().filter(held).cloned().collect(),
+        };
         let lapses = self.silent_members(now).into_iter().map(Change::Lapse);
         let asked = self.requests.values().cloned();
         let mut changes: Vec<Change> = asked.chain(lapses).collect();
@@ -293,6 +307,7 @@ impl State {
             model_root,
             verdicts: self.verdicts.values().take(MAX_VERDICTS).cloned().collect(),
             beacon: self.vrf.beacon(self.keys.id(), &self.chain.agreed.seed, round, view),
+            carried,
         };
         self.chain.draft(&self.config, draft)
     }
@@ -354,7 +369,11 @@ impl State {
             }
         };
         // Commits that came only with the record are as good as any.
-        for contribution in record.contributions.iter().filter(|_| lawful) {
+        for contribution in record
+            .contributions
+            .iter()
+            .filter(|_| lawful && record.carried.is_none())
+        {
             let (signer, signature) = (contribution.member, contribution.signature);
             self.commit(
                 now,
@@ -385,7 +404,8 @@ impl State {
     pub(super) fn fetch_named(&mut self) {
         let voters: Vec<PeerId> = self.voters.iter().map(|(id, _)| id).collect();
         let mut fetches = Vec::new();
-        for one in self.round.checks.iter().flat_map(|check| &check.record.contributions) {
+        let named = self.round.checks.iter().flat_map(|check| &check.record.contributions);
+        for one in named.chain(self.regroup.carries()) {
             let blob = &one.commit.blob;
             if !self.round.held.contains(blob) && !self.round.bad.contains(blob) {
                 let providers = std::iter::once(one.member).chain(voters.iter().copied()).collect();
@@ -402,6 +422,14 @@ impl State {
     fn lawful(&self, now: Micros, view: View, record: &Record) -> Result<(), String> {
         if record.beacon.view > view {
             return Err("its beacon is from a later view".into());
+        }
+        // R20, G4: locks are kept.
+        let carried = record.carried.as_ref().map(|carried| carried.polka.view);
+        if carried < self.regroup.insists(view) {
+            return Err(format!(
+                "polka carried over: expected view {:?} or later, found {carried:?}",
+                self.regroup.insists(view)
+            ));
         }
         for change in &record.changes {
             if let Change::Lapse(id) = change
@@ -448,7 +476,8 @@ impl State {
     }
 
     fn censors(&self, check: &Check) -> bool {
-        if check.view >= CENSORSHIP_VIEWS {
+        // R20: what a branch carries over is all that it may count.
+        if check.view >= CENSORSHIP_VIEWS || check.record.carried.is_some() {
             return false;
         }
         let patience = micros(self.config.timing.censor_secs);

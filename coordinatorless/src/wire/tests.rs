@@ -115,6 +115,8 @@ fn record() -> impl Strategy<Value = Record> {
         proof,
     });
     let roots = (hash(), hash(), hash(), hash());
+    let carried = (polka(), vec(any::<u8>(), 0..9)).prop_map(|(polka, record)| Carried { polka, record });
+    let beacon = (beacon, option::of(carried));
     (slot(), any::<u32>(), lists, roots, beacon).prop_map(|(slot, parent_view, lists, roots, beacon)| Record {
         slot,
         parent: roots.0,
@@ -127,7 +129,8 @@ fn record() -> impl Strategy<Value = Record> {
         state_root: roots.2,
         ledger_root: roots.3,
         verdicts: lists.4,
-        beacon,
+        beacon: beacon.0,
+        carried: beacon.1,
     })
 }
 
@@ -155,8 +158,16 @@ fn vote() -> impl Strategy<Value = Vote> {
     (slot(), kind, option::of(hash())).prop_map(|(slot, kind, record)| Vote { slot, kind, record })
 }
 
+fn polka() -> impl Strategy<Value = Polka> {
+    (any::<u32>(), hash(), vec((peer(), signature()), 0..3)).prop_map(|(view, record, prevotes)| Polka {
+        view,
+        record,
+        prevotes,
+    })
+}
+
 fn regroup() -> impl Strategy<Value = Regroup> {
-    (slot(), any::<u32>(), hash(), option::of(hash()), vec(peer(), 0..5)).prop_map(
+    (slot(), any::<u32>(), hash(), option::of(polka()), vec(peer(), 0..5)).prop_map(
         |(slot, attempt, tip, polka, survivors)| Regroup {
             slot,
             attempt,

@@ -109,6 +109,7 @@ impl Run {
             model_root,
             verdicts,
             beacon,
+            carried: None,
         };
         self.chain.draft(&self.config, draft)
     }

@@ -44,13 +44,14 @@ pub struct Bench {
     pub peers: Vec<Peer>,
     /// Messages between these pass, in both directions; everyone in one set by default.
     pub groups: Vec<BTreeSet<usize>>,
-    /// Messages that are lost on the way, whatever the groups.
-    pub lost: fn(&Signed) -> bool,
+    /// Messages that are lost on the way from one to another, whatever the groups.
+    pub lost: fn(usize, usize, &Signed) -> bool,
     rng: ChaCha12Rng,
     order: u64,
     queue: BTreeMap<(Micros, u64), Item>,
     said: BTreeMap<(PeerId, Slot, u8, u32), Hash>,
-    decided: BTreeMap<(Branch, Round), Hash>,
+    /// What was decided first.
+    pub decided: BTreeMap<(Branch, Round), Hash>,
     /// Statements ever sent.
     pub statements: BTreeSet<(PeerId, Slot, u32)>,
 }
@@ -75,7 +76,7 @@ impl Bench {
             now: 1,
             peers: (0..scenario.peers).map(peer).collect(),
             groups: vec![(0..scenario.peers).collect()],
-            lost: |_| false,
+            lost: |_, _, _| false,
             rng: ChaCha12Rng::seed_from_u64(scenario.seed),
             order: 0,
             queue: BTreeMap::new(),
@@ -358,7 +359,7 @@ impl Bench {
         self.note(message);
         let jitter = self.rng.random_range(0..20_000u64);
         let (from, life) = (self.peers[at].keys.id(), self.peers[to].life);
-        if self.linked(at, to) && self.peers[to].state.is_some() && !(self.lost)(message) {
+        if self.linked(at, to) && self.peers[to].state.is_some() && !(self.lost)(at, to, message) {
             self.push(
                 50_000 + jitter,
                 Item::Message(to, life, from, Arc::new(message.clone())),

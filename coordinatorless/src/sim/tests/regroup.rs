@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::super::Scenario;
 use super::bench::Bench;
-use crate::protocol::event::Notice;
+use crate::protocol::event::{Event, Notice};
 use crate::types::*;
+use crate::wire::{Body, Signed};
 
 fn bench(seed: u64, peers: usize) -> Bench {
     Bench::new(Scenario {
@@ -120,4 +121,119 @@ fn a_group_that_shrinks_before_its_first_record_makes_another_attempt_at_the_sam
     assert_eq!(branches.len(), 1);
     let refused = |notice: &Notice| matches!(notice, Notice::Rejected { kind: "record", .. });
     assert!(!bench.peers.iter().flat_map(|peer| &peer.notices).any(refused));
+}
+
+fn is_vote(message: &Signed, kind: VoteKind) -> bool {
+    matches!(&message.body, Body::Vote(vote) if vote.slot.branch == 0 && vote.slot.round == Round(3) && vote.kind == kind)
+}
+
+/// The first record that peer 0 decided on its branch: that of round 3.
+fn first_on_branch(bench: &Bench) -> Record {
+    bench.peers[0].records[2].record.clone()
+}
+
+#[test]
+fn locks_are_kept_over_a_regroup() {
+    for seed in 0..8u64 {
+        // Everyone prevotes and precommits the record of round 3, and nobody hears of the others' precommits: perhaps it is decided.
+        let mut bench = bench(seed, 4);
+        assert!(bench.until(60, |bench| all(bench, 2)));
+        bench.lost = |_, _, message| is_vote(message, VoteKind::Precommit);
+        bench.until(5, |_| false);
+        bench.groups = vec![[0, 1].into(), [2].into(), [3].into()];
+        if seed % 2 == 1 {
+            // The lock is in the log, and found there again on the branch.
+            assert!(bench.until(120, |bench| bench.branch(0) != 0), "{}", bench.tell());
+            (0..2).for_each(|peer| bench.crash(peer));
+            (0..2).for_each(|peer| bench.start(peer, true));
+        }
+        assert!(
+            bench.until(200, |bench| bench.round(0) >= Round(4)),
+            "seed {seed}: {}",
+            bench.tell()
+        );
+        let record = first_on_branch(&bench);
+        assert_ne!(record.slot.branch, 0);
+        let carried = record.carried.clone().unwrap();
+        assert!(carried.polka.prevotes.len() >= 3, "seed {seed}");
+        // All four had worked for it, and all four are paid, those who are cut off too.
+        assert_eq!(record.contributions.len(), 4, "seed {seed}");
+        assert!(record.contributions.iter().all(|one| one.commit.slot.branch == 0));
+        let chain = bench.peers[0].state.as_ref().unwrap().chain().clone();
+        let rounds = |peer: usize| chain.ledger.get(&bench.peers[peer].keys.id()).unwrap().rounds;
+        assert_eq!((rounds(2), rounds(3)), (3, 3), "seed {seed}");
+        // Only the first record of a branch carries anything.
+        assert!(bench.peers[0].records[3].record.carried.is_none());
+        bench.groups = vec![(0..4).collect()];
+        assert!(
+            bench.until(900, |bench| all(bench, 12)),
+            "seed {seed}: {}",
+            bench.tell()
+        );
+    }
+}
+
+#[test]
+fn a_polka_that_only_one_survivor_saw_is_carried_over_by_all() {
+    for seed in 0..4u64 {
+        let mut bench = bench(seed, 4);
+        assert!(bench.until(60, |bench| all(bench, 2)));
+        bench.lost =
+            |_, to, message| is_vote(message, VoteKind::Precommit) || (to != 0 && is_vote(message, VoteKind::Prevote));
+        bench.until(5, |_| false);
+        bench.groups = vec![[0, 1].into(), [2].into(), [3].into()];
+        assert!(
+            bench.until(200, |bench| bench.round(0) >= Round(3)),
+            "seed {seed}: {}",
+            bench.tell()
+        );
+        assert!(first_on_branch(&bench).carried.is_some(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_record_decided_before_the_regroup_wins_over_the_one_that_carries_it() {
+    let mut bench = bench(2, 4);
+    assert!(bench.until(60, |bench| all(bench, 2)));
+    // Peer 3 alone sees the decision, and can tell nobody.
+    bench.lost = |from, to, message| {
+        (to != 3 && is_vote(message, VoteKind::Precommit)) || (from == 3 && message.body.slot().round >= Round(4))
+    };
+    assert!(bench.until(20, |bench| bench.round(3) == Round(3)), "{}", bench.tell());
+    bench.groups = vec![[0, 1].into(), [2].into(), [3].into()];
+    assert!(bench.until(200, |bench| bench.round(0) >= Round(3)), "{}", bench.tell());
+    let (carrying, decided) = (first_on_branch(&bench), bench.peers[3].records[2].record.clone());
+    assert_eq!(carrying.carried.unwrap().polka.record, decided.hash());
+    assert_eq!(carrying.contributions, decided.contributions);
+    bench.groups = vec![(0..4).collect()];
+    bench.lost = |_, _, _| false;
+    assert!(bench.until(900, |bench| all(bench, 8)), "{}", bench.tell());
+    assert!((0..4).all(|peer| bench.peers[peer].records[2].record == decided));
+}
+
+#[test]
+fn a_statement_with_a_polka_that_proves_nothing_is_refused() {
+    let mut bench = bench(1, 4);
+    assert!(bench.until(60, |bench| all(bench, 2)));
+    let chain = bench.peers[0].state.as_ref().unwrap().chain().clone();
+    let keys = &bench.peers[1].keys;
+    let (me, liar) = (bench.peers[0].keys.id(), keys.id());
+    let mut survivors = vec![me, liar];
+    survivors.sort();
+    let prevotes = vec![(liar, Signature([1; 64]))];
+    let body = Body::Regroup(Regroup {
+        slot: chain.next_slot(),
+        attempt: 1,
+        tip: chain.agreed.record,
+        polka: Some(Polka {
+            view: 7,
+            record: Hash::of(b"never proposed"),
+            prevotes,
+        }),
+        survivors,
+    });
+    let message = keys.sign(&body);
+    bench.event(0, Event::Message { from: liar, message });
+    let refused = |notice: &Notice| matches!(notice, Notice::Rejected { kind: "regroup", reason, .. } if reason.contains("polka"));
+    assert!(bench.peers[0].notices.iter().any(refused));
 }
