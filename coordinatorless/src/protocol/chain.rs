@@ -64,6 +64,8 @@ pub struct Agreed {
     pub proposers: [Vec<PeerId>; 2],
     /// Audits drawn and not yet answered, sorted.
     pub audits: Vec<OpenAudit>,
+    /// The first round after a regroup whose survivors held at most half of the weight at their fork; the first such one (R21).
+    pub minority: Option<Round>,
 }
 
 /// The agreed state after a record.
@@ -139,6 +141,7 @@ impl ChainState {
             failed: Vec::new(),
             proposers: [Vec::new(), Vec::new()],
             audits: Vec::new(),
+            minority: None,
         };
         let mut state = Self {
             agreed,
@@ -304,7 +307,7 @@ impl ChainState {
         if record.carried.is_none() {
             audit::draw(&mut next, config, record);
         }
-        next.ledger.vest(config, round);
+        next.ledger.vest(config, round, next.agreed.minority);
         membership::normalise_speeds(&mut next.agreed.members);
         next.settle_voters(config);
         (next, notices)
@@ -445,6 +448,11 @@ impl ChainState {
             }
         }
         next.agreed.branch = branch;
+        let voters = self.certified().voters();
+        let weight: u64 = survivors.iter().map(|id| voters.weight_of(id)).sum();
+        if weight.saturating_mul(2) <= voters.total() {
+            next.agreed.minority.get_or_insert(next.agreed.round.next());
+        }
         // The old branch's audits name its rounds; evidence counts within one branch only (R22).
         next.agreed.audits.clear();
         next.settle_voters(config);

@@ -237,3 +237,60 @@ fn a_statement_with_a_polka_that_proves_nothing_is_refused() {
     let refused = |notice: &Notice| matches!(notice, Notice::Rejected { kind: "regroup", reason, .. } if reason.contains("polka"));
     assert!(bench.peers[0].notices.iter().any(refused));
 }
+
+#[test]
+fn a_founder_who_rewrites_history_is_refused() {
+    let mut scenario = Scenario {
+        seed: 7,
+        ..Scenario::default()
+    };
+    scenario.membership.finality_rounds = 5;
+    // The same run without peer 3: what three founders' keys, more than 2/3 of the weight of the genesis, can make of its past.
+    let mut forged = Bench::new(scenario.clone());
+    forged.crash(3);
+    assert!(forged.until(300, |forged| all(forged, 20)), "{}", forged.tell());
+    let records = forged.peers[0].records.clone();
+    let meet = |rounds: u64| {
+        let mut bench = Bench::new(scenario.clone());
+        assert!(bench.until(300, |bench| all(bench, rounds)), "{}", bench.tell());
+        let (from, records) = (bench.peers[0].keys.id(), records.clone());
+        bench.decided.clear();
+        bench.event(3, Event::Records { from, records });
+        bench
+    };
+    // What was applied `finality_rounds` ago stays, however heavy and long the other chain is, and people are told.
+    let bench = meet(6);
+    assert_eq!(bench.branch(3), 0);
+    assert!(bench.round(3) < Round(20));
+    let split = Notice::PermanentSplit {
+        branch: 0,
+        fork: Round(0),
+    };
+    assert!(bench.peers[3].notices.contains(&split), "{}", bench.tell());
+    // Before that, it is the longer of two certified chains.
+    let bench = meet(2);
+    assert_eq!(bench.round(3), Round(20));
+}
+
+#[test]
+fn points_earned_since_a_minority_regroup_are_marked_as_not_final() {
+    let mut scenario = Scenario {
+        seed: 4,
+        ..Scenario::default()
+    };
+    scenario.membership.regroup_minority_factor = 1.0;
+    let mut bench = Bench::new(scenario);
+    assert!(bench.until(60, |bench| all(bench, 2)));
+    bench.groups = vec![[0, 1].into(), [2].into(), [3].into()];
+    assert!(bench.until(900, |bench| bench.round(0) >= Round(40) && bench.round(2) >= Round(40)));
+    for peer in [0, 2] {
+        // Half of the weight at the fork is no majority.
+        let chain = bench.peers[peer].state.as_ref().unwrap().chain().clone();
+        assert_eq!(chain.agreed.minority, Some(Round(3)));
+        let account = chain.ledger.get(&bench.peers[peer].keys.id()).unwrap();
+        assert!(
+            account.contested > 0 && account.contested < account.vested,
+            "{account:?}"
+        );
+    }
+}
