@@ -265,10 +265,23 @@ impl Agreement {
         certificate::check(voters, certificate, scheme)
     }
 
-    /// The record of the highest polka seen at this height: what a new branch must propose first (R20).
-    pub fn valid_record(&self) -> Option<Record> {
-        let valid = self.running.as_ref()?.engine.driver.valid_value()?;
-        Some((*valid.value.record).clone())
+    /// Whether this is an entry that [`Output::Persist`] may have given, of whatever height.
+    pub fn reads(entry: &[u8]) -> bool {
+        wal::readable(entry)
+    }
+
+    /// Checks that a polka is one, in the round that `slot` names.
+    pub fn polka_valid(voters: &Voters, slot: Slot, polka: &Polka, scheme: Scheme) -> Result<(), CertificateError> {
+        certificate::check_polka(voters, slot, polka, scheme)
+    }
+
+    /// The highest polka seen at this height whose record is valid here, and the record: what a branch that begins from here must
+    /// not pass over (R20). Whoever has precommitted a record has such a polka.
+    pub fn polka(&self) -> Option<(Polka, Arc<Record>)> {
+        let running = self.running.as_ref()?;
+        let record = running.engine.driver.valid_value()?.value.record.clone();
+        let polka = running.polka()?;
+        Some((polka, record))
     }
 
     /// The view in progress, 0 where no height is.

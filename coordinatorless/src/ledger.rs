@@ -31,6 +31,9 @@ pub struct Account {
     pub provisional: Vec<Grant>,
     /// Points that can no longer be taken.
     pub vested: u128,
+    /// Of these, what was earned since survivors with at most half of a fork's weight went on alone (R21): the rest of the run may
+    /// have gone on elsewhere, so a payout of these points is not final.
+    pub contested: u128,
     /// Points taken.
     pub slashed: u128,
     /// Failures that are no proof of cheating: accusations not confirmed, accumulators not opened.
@@ -82,6 +85,7 @@ impl Ledger {
                     rounds: 0,
                     provisional: Vec::new(),
                     vested: 0,
+                    contested: 0,
                     slashed: 0,
                     strikes: 0,
                 };
@@ -104,14 +108,17 @@ impl Ledger {
         self.issued = self.issued.saturating_add(points);
     }
 
-    /// Vests what is old enough after `now`.
-    pub fn vest(&mut self, config: &RunConfig, now: Round) {
+    /// Vests what is old enough after `now`; what was earned from `minority` on is contested (R21).
+    pub fn vest(&mut self, config: &RunConfig, now: Round, minority: Option<Round>) {
         for account in &mut self.accounts {
             let ripe = account
                 .provisional
                 .partition_point(|grant| grant.round.0 + config.rewards.vesting_rounds <= now.0);
             for grant in account.provisional.drain(..ripe) {
                 account.vested = account.vested.saturating_add(grant.points);
+                if minority.is_some_and(|since| grant.round >= since) {
+                    account.contested = account.contested.saturating_add(grant.points);
+                }
             }
         }
     }

@@ -21,7 +21,7 @@
 //! | R14 | whose model differs doesn't vote, and heals | `round` |
 //! | R15 | uncounted rounds shrink the quota; silence to most, a lapse | [`membership`], [`chain`], `round` |
 //! | R17, R18 | snapshots; joining | [`crate::node`] |
-//! | R19 | a restarted peer goes on; without its log it listens first | [`State::new`] |
+//! | R19 | a restarted peer goes on; without its log it listens first | `log`, [`State::new`] |
 //! | R20 | survivors regroup | `regroup` |
 //! | R21 | meeting another branch | `sync` |
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
@@ -36,8 +36,9 @@
 //! - A returned range counts towards poison (R7) only when its member delivered nothing; the tail of a slow member's quota is no
 //!   sign of poison.
 //! - At most a fifth of the weight *or one member* lapses in a record (R15): of four members, each has more than a fifth.
-//! - After a regroup the stuck round is trained again on the new branch; a half-agreed record isn't carried over. A certified
-//!   record of the old branch still wins (R21a).
+//! - The record of the highest polka can't be proposed again on the new branch as it is: its slot, state and proposers are the old
+//!   branch's. The branch's first record counts the same contributions instead, and proves why (R20, `regroup`). A certified record
+//!   of the old branch still wins (R21a).
 //! - A new branch is numbered by a hash of who goes on from where, so that two sides of a split never share a number.
 //! - Of two messages for one slot, votes alone are evidence (R22): they are logged before they are sent, while an honest peer that
 //!   starts again in the middle of a round may commit anew, and a second proposal would have to be shown whole. Two processes that
@@ -55,6 +56,7 @@ pub mod beacon;
 pub mod chain;
 pub mod event;
 mod evidence;
+mod log;
 pub mod membership;
 mod regroup;
 pub mod roster;
@@ -121,6 +123,8 @@ pub struct State {
     /// What was signed since the last decision, as the log on disk holds it.
     wal: Vec<Vec<u8>>,
     log_whole: bool,
+    /// R19: the log is gone or damaged, and this peer signs nothing until the next decision.
+    listening: bool,
     /// After the last decided record.
     chain: Arc<ChainState>,
     /// States before each of the last records, with that record: `(state after round r-1, record r)` under `r`.
@@ -175,7 +179,8 @@ impl State {
         let states = history
             .iter()
             .map(|(state, decided)| (decided.record.slot.round, (share(state), decided.clone())));
-        Self {
+        let log = log::read(setup.wal.as_deref().unwrap_or_default());
+        let mut state = Self {
             scheme: keys.scheme(),
             vrf,
             join: join.clone(),
@@ -183,8 +188,9 @@ impl State {
             sequence: *sequence,
             last_round: setup.last_round,
             steps: setup.steps.clone(),
-            wal: setup.wal.clone().unwrap_or_default(),
-            log_whole: setup.wal.is_some(),
+            wal: log.agreement,
+            log_whole: setup.wal.is_some() && log.whole,
+            listening: false,
             history: states.collect(),
             voters: Arc::new(chain.voters()),
             roster: roster::Roster::default(),
@@ -206,7 +212,10 @@ impl State {
             chain: share(chain),
             config: config.clone(),
             keys: keys.clone(),
-        }
+        };
+        state.recall_regroup(log.statements, log.began);
+        state.voters = Arc::new(state.chain.voters());
+        state
     }
 
     /// Begins the round after the chain's last.
@@ -216,8 +225,11 @@ impl State {
         self.out.push(Effect::Members(roster.neighbours()));
         // Who votes alone has nobody to listen to, and nobody to deceive.
         let vote = self.log_whole || self.chain.voters().len() == 1;
+        self.recall_polka(now);
         self.start_round(now, vote);
-        self.order_audits();
+        if vote {
+            self.order_audits();
+        }
         std::mem::take(&mut self.out)
     }
 
@@ -282,7 +294,8 @@ impl State {
 
     /// Shards of the commits of the round in progress.
     pub fn current_shards(&self) -> impl Iterator<Item = Hash> + '_ {
-        self.round.shards()
+        let carried = self.regroup.carries().flat_map(|one| one.commit.shards.iter().copied());
+        self.round.shards().chain(carried)
     }
 
     /// Whether this peer has done all that it was asked to do.

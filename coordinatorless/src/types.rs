@@ -304,6 +304,8 @@ pub struct Record {
     pub evidence: Vec<Evidence>,
     /// The next link of the randomness.
     pub beacon: Beacon,
+    /// In the first record of a branch: what was half agreed at the fork, and is counted here.
+    pub carried: Option<Carried>,
 }
 
 /// More than 2/3 of the weight precommitted to a record: nobody needs to trust whoever shows it.
@@ -440,6 +442,26 @@ impl Bits {
     }
 }
 
+/// More than 2/3 of the weight prevoted one record in one view: perhaps it was decided there, and somebody knows (R20).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Polka {
+    /// The view.
+    pub view: View,
+    /// The record.
+    pub record: Hash,
+    /// Voters and their prevote signatures, sorted by voter.
+    pub prevotes: Vec<(PeerId, Signature)>,
+}
+
+/// A half-agreed record of the fork, in the first record of the branch that counts its contributions (R20).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Carried {
+    /// Why it may not be passed over.
+    pub polka: Polka,
+    /// Its canonical bytes.
+    pub record: Vec<u8>,
+}
+
 /// "I have lost the quorum; I would go on with these" (R20).
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Regroup {
@@ -449,8 +471,8 @@ pub struct Regroup {
     pub attempt: u32,
     /// The highest certified record.
     pub tip: Hash,
-    /// The record of the highest polka seen in the stuck round, to be proposed first on the new branch.
-    pub polka: Option<Hash>,
+    /// The highest polka seen in the stuck round: its record's contributions are the first that the new branch counts.
+    pub polka: Option<Polka>,
     /// Who is heard from, this peer included; sorted.
     pub survivors: Vec<PeerId>,
 }

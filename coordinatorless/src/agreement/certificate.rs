@@ -27,20 +27,48 @@ pub enum CertificateError {
         /// The weight behind the certificate.
         found: u64,
     },
-    /// A signature does not fit a precommit to this record in this slot.
-    #[error("precommit signature of {voter} does not fit")]
+    /// A signature does not fit a vote for this record in this slot.
+    #[error("vote signature of {voter} does not fit")]
     Signature {
         /// Whose.
         voter: PeerId,
     },
 }
 
-/// Checks that more than 2/3 of the weight signed a precommit to exactly this record in exactly this slot. Cheap checks come first,
-/// so that rubbish costs no signature verification.
+/// Checks that more than 2/3 of the weight signed a precommit to exactly this record in exactly this slot.
 pub(super) fn check(voters: &Voters, certificate: &Certificate, scheme: Scheme) -> Result<(), CertificateError> {
+    let vote = Vote {
+        slot: certificate.slot,
+        kind: VoteKind::Precommit,
+        record: Some(certificate.record),
+    };
+    check_votes(voters, &vote, &certificate.votes, scheme)
+}
+
+/// The same for the prevotes of a polka in the round of `slot`.
+pub(super) fn check_polka(voters: &Voters, slot: Slot, polka: &Polka, scheme: Scheme) -> Result<(), CertificateError> {
+    let vote = Vote {
+        slot: Slot {
+            view: polka.view,
+            ..slot
+        },
+        kind: VoteKind::Prevote,
+        record: Some(polka.record),
+    };
+    check_votes(voters, &vote, &polka.prevotes, scheme)
+}
+
+/// Checks that more than 2/3 of the weight signed this very vote. Cheap checks come first, so that rubbish costs no signature
+/// verification.
+fn check_votes(
+    voters: &Voters,
+    vote: &Vote,
+    votes: &[(PeerId, Signature)],
+    scheme: Scheme,
+) -> Result<(), CertificateError> {
     let mut found = 0u64;
     let mut before: Option<PeerId> = None;
-    for (voter, _) in &certificate.votes {
+    for (voter, _) in votes {
         if before.is_some_and(|before| before >= *voter) {
             return Err(CertificateError::Order { voter: *voter });
         }
@@ -57,12 +85,7 @@ pub(super) fn check(voters: &Voters, certificate: &Certificate, scheme: Scheme) 
             found,
         });
     }
-    let vote = Vote {
-        slot: certificate.slot,
-        kind: VoteKind::Precommit,
-        record: Some(certificate.record),
-    };
-    for (voter, signature) in &certificate.votes {
+    for (voter, signature) in votes {
         let signed = Signed {
             signer: *voter,
             body: Body::Vote(vote.clone()),

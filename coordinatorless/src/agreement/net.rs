@@ -59,6 +59,7 @@ pub(super) fn record(round: u64, author: usize) -> Record {
             output: [0; 32],
             proof: Signature([0; 64]),
         },
+        carried: None,
     }
 }
 

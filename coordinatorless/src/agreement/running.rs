@@ -1,6 +1,6 @@
 //! One height in progress: the engine, its host, and what both are fed with.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arc_malachitebft_core_consensus as core;
 use arc_malachitebft_core_types as bft;
@@ -172,6 +172,31 @@ impl Running {
         let view = view_of(self.engine.round());
         self.gathered.reached(view);
         self.doubles.reached(view);
+    }
+
+    /// The highest polka with a valid record, with all prevotes that were seen: by the engine, in the log, or beside it.
+    pub(super) fn polka(&self) -> Option<Polka> {
+        let valid = self.engine.driver.valid_value()?;
+        let (round, record) = (valid.round, valid.value.hash);
+        let wanted = |vote: &&bft::SignedVote<Murmur>| {
+            vote.message.kind == bft::VoteType::Prevote && vote.message.value == bft::NilOrVal::Val(record)
+        };
+        let counted = self.engine.driver.votes().per_round(round).into_iter();
+        let counted = counted.flat_map(|votes| votes.received_votes()).filter(wanted);
+        let handed = self.engine.polka_certificate(round, &record).into_iter();
+        let handed = handed.flat_map(|polka| &polka.polka_signatures);
+        let view = view_of(round);
+        let prevotes: BTreeMap<PeerId, Signature> = counted
+            .map(|vote| (vote.message.voter, vote.signature))
+            .chain(handed.map(|one| (one.address, one.signature)))
+            .chain(self.gathered.prevotes(view, record))
+            .collect();
+        let weight = prevotes.keys().map(|id| self.host.voters.weight_of(id)).sum();
+        let prevotes = prevotes.into_iter().collect();
+        self.host
+            .voters
+            .quorum(weight)
+            .then_some(Polka { view, record, prevotes })
     }
 
     /// The proposal that has the highest polka, and the prevotes for it.

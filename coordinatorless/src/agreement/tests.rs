@@ -145,7 +145,8 @@ fn a_height_waits_until_its_record_is_found_valid() {
         [(VoteKind::Prevote, Some(hash)), (VoteKind::Precommit, Some(hash)),]
     );
     assert!(agreement.valid(3, hash).is_empty());
-    assert_eq!(agreement.valid_record(), Some(record));
+    let (polka, seen) = agreement.polka().unwrap();
+    assert_eq!((polka.view, polka.record, (*seen).clone()), (0, record.hash(), record));
     agreement.message(4, &vote(a, 0, VoteKind::Precommit, Some(hash)));
     let outputs = agreement.message(4, &vote(b, 0, VoteKind::Precommit, Some(hash)));
     let Some(Output::Decided { certificate, .. }) = outputs.last() else {

@@ -107,6 +107,11 @@ fn decode(run: RunId, height: Height, bytes: &[u8]) -> Result<Option<Input<Murmu
     Ok(Some(input))
 }
 
+/// Whether an entry is one, of whatever run and height.
+pub(super) fn readable(bytes: &[u8]) -> bool {
+    bytes.len() <= MAX_ENTRY && Entry::from_canonical(bytes).is_ok()
+}
+
 /// A record that was found valid, as the engine wants to be told.
 pub(super) fn proposed(height: Height, round: bft::Round, proposer: PeerId, value: Value) -> ProposedValue<Murmur> {
     ProposedValue {

@@ -81,6 +81,11 @@ impl State {
     }
 
     pub(super) fn blob_held(&mut self, now: Micros, blob: Hash) {
+        if self.regroup.carries().any(|one| one.commit.blob == blob) {
+            self.round.held.insert(blob);
+            self.recheck(now);
+            return self.try_propose(now);
+        }
         let Some(member) = self.round.author(&blob) else { return };
         if self.round.held.insert(blob) {
             self.round.last_blob = now;
@@ -201,6 +206,9 @@ impl State {
 
     pub(super) fn tell_have(&mut self, now: Micros) {
         self.round.have_planned = false;
+        if self.listening {
+            return; // R19
+        }
         self.sequence += 1;
         let members = self.roster.len();
         let told = |place: usize, hears: &dyn Fn(&PeerId) -> bool, bit: &dyn Fn(&Have) -> &Bits| {
@@ -248,6 +256,9 @@ impl State {
         let waiting: Vec<PeerId> = self.round.commits.keys().copied().collect();
         waiting.into_iter().for_each(|member| self.fetch(member));
         self.fetch_named();
+        if self.listening {
+            return; // R19
+        }
         let (slot, me) = (self.chain.next_slot(), self.keys.id());
         let mine = self
             .roster

@@ -6,6 +6,8 @@
 mod rules;
 mod steps;
 
+use std::sync::Arc;
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::assignment::Assignment;
@@ -17,7 +19,7 @@ use crate::agreement::Voters;
 use crate::config::RunConfig;
 use crate::ledger::Ledger;
 use crate::types::*;
-use crate::wire::{Canonical, Scheme};
+use crate::wire::{Canonical, MAX_RECORD, Scheme};
 
 pub use rules::RuleViolation;
 pub use steps::{Step, Steps};
@@ -30,6 +32,8 @@ pub const MAX_VERDICTS: usize = 16;
 pub const MAX_EVIDENCE: usize = 8;
 /// Votes older than this many rounds prove nothing any more.
 pub const EVIDENCE_ROUNDS: u64 = 64;
+/// The longest record that a branch carries over: it travels within one that counts the same contributions once more.
+pub const MAX_CARRIED: usize = MAX_RECORD * 7 / 16;
 /// A join request is valid for this many rounds after the one it names.
 pub const JOIN_ROUNDS: u64 = 16;
 /// Proposers whose views failed go last for this many rounds (R10).
@@ -66,6 +70,8 @@ pub struct Agreed {
     pub proposers: [Vec<PeerId>; 2],
     /// Audits drawn and not yet answered, sorted.
     pub audits: Vec<OpenAudit>,
+    /// The first round after a regroup whose survivors held at most half of the weight at their fork; the first such one (R21).
+    pub minority: Option<Round>,
 }
 
 /// The agreed state after a record.
@@ -75,6 +81,9 @@ pub struct ChainState {
     pub agreed: Agreed,
     /// The balances.
     pub ledger: Ledger,
+    /// Where a branch without a record of its own began: the state after the last certified record. Neither agreed nor stored; it
+    /// follows from the statements that began the branch.
+    pub fork: Option<Arc<ChainState>>,
 }
 
 /// What a proposer puts into a record besides what follows from the chain.
@@ -94,6 +103,8 @@ pub struct Draft {
     pub evidence: Vec<Evidence>,
     /// The beacon.
     pub beacon: Beacon,
+    /// What the first record of a branch carries over.
+    pub carried: Option<Carried>,
 }
 
 impl ChainState {
@@ -138,8 +149,13 @@ impl ChainState {
             failed: Vec::new(),
             proposers: [Vec::new(), Vec::new()],
             audits: Vec::new(),
+            minority: None,
         };
-        let mut state = Self { agreed, ledger };
+        let mut state = Self {
+            agreed,
+            ledger,
+            fork: None,
+        };
         state.settle_voters(config);
         state
     }
@@ -149,6 +165,7 @@ impl ChainState {
         Ok(Self {
             agreed: Agreed::from_canonical(agreed)?,
             ledger: Ledger::from_canonical(ledger)?,
+            fork: None,
         })
     }
 
@@ -173,6 +190,12 @@ impl ChainState {
     /// `state_root` of the next record.
     pub fn state_root(&self) -> Hash {
         Hash::of(&self.agreed.to_canonical())
+    }
+
+    /// The state after the last certified record, from which every regroup begins, also one that follows another before a record
+    /// was decided: on a branch that has one, this state itself.
+    pub fn certified(&self) -> &Self {
+        self.fork.as_deref().unwrap_or(self)
     }
 
     /// A member by id.
@@ -226,9 +249,14 @@ impl ChainState {
         }
     }
 
+    /// The state from which the next record's work was assigned: where it carries a record over, that is the fork.
+    fn worked_from(&self, carried: Option<&Carried>) -> &Self {
+        carried.map_or(self, |_| self.certified())
+    }
+
     /// Writes the next record.
     pub fn draft(&self, config: &RunConfig, draft: Draft) -> Record {
-        let assignment = self.assignment(config);
+        let assignment = self.worked_from(draft.carried.as_ref()).assignment(config);
         let done = done_batches(config, &draft.contributions);
         let (returned, retired) = assignment.leftovers(done);
         Record {
@@ -245,6 +273,7 @@ impl ChainState {
             verdicts: draft.verdicts,
             evidence: draft.evidence,
             beacon: draft.beacon,
+            carried: draft.carried,
         }
     }
 
@@ -263,6 +292,7 @@ impl ChainState {
     /// The state after a record that follows every rule.
     fn advance(&self, config: &RunConfig, record: &Record) -> (Self, Vec<Notice>) {
         let (mut next, mut notices) = (self.clone(), Vec::new());
+        next.fork = None;
         let round = record.slot.round;
         // R10: proposers of the parent's failed views go last.
         let failed = self.agreed.proposers[0].iter().take(record.parent_view as usize);
@@ -276,14 +306,18 @@ impl ChainState {
         let seed = beacon::next_seed(&self.agreed.seed, &record.beacon.output);
         next.punish(record, &mut notices);
         audit::settle(&mut next, config, record, &seed, &mut notices);
-        next.count_work(config, record, self.assignment(config));
+        let worked_from = self.worked_from(record.carried.as_ref());
+        next.count_work(config, record, worked_from.assignment(config));
         next.change_members(record, config, &mut notices);
 
         next.agreed.round = round;
         next.agreed.record = record.hash();
         next.agreed.seed = seed;
-        audit::draw(&mut next, config, record);
-        next.ledger.vest(config, round);
+        // R22: work of the old branch was done under its seeds and signed for its slot; no audit of it belongs here.
+        if record.carried.is_none() {
+            audit::draw(&mut next, config, record);
+        }
+        next.ledger.vest(config, round, next.agreed.minority);
         membership::normalise_speeds(&mut next.agreed.members);
         next.settle_voters(config);
         (next, notices)
@@ -423,7 +457,8 @@ impl ChainState {
 
     /// The state from which `survivors` go on as a new branch (R20): the others are away, relative weights stay.
     pub fn regrouped(&self, config: &RunConfig, branch: Branch, survivors: &[PeerId]) -> Self {
-        let mut next = self.clone();
+        let mut next = self.certified().clone();
+        next.fork = Some(Arc::new(next.clone()));
         for member in next
             .agreed
             .members
@@ -436,6 +471,11 @@ impl ChainState {
             }
         }
         next.agreed.branch = branch;
+        let voters = self.certified().voters();
+        let weight: u64 = survivors.iter().map(|id| voters.weight_of(id)).sum();
+        if weight.saturating_mul(2) <= voters.total() {
+            next.agreed.minority.get_or_insert(next.agreed.round.next());
+        }
         // The old branch's audits name its rounds; evidence counts within one branch only (R22).
         next.agreed.audits.clear();
         next.settle_voters(config);

@@ -1,15 +1,32 @@
 //! Regrouping after the quorum is lost (R20): those who still hear each other sign that they go on together.
+//!
+//! - **G1** A peer signs one [`Regroup`] statement for each attempt at a fork and never another, whatever happens in between: it is
+//!   in the log before it is sent, and a restarted peer says the same again. A peer without its log signs none (R19).
+//! - **G2** The fork is the last certified record, also where a branch was begun from it that has no record yet: a group that
+//!   shrinks again before its first decision makes another attempt at the same fork, which anyone can check against the chain.
+//! - **G3** A peer acts on the statements of an attempt when it holds the same one from every survivor named, and never on an
+//!   attempt below one it has acted on. What it acts on is in its log before it signs anything on the branch, so that it is on
+//!   that branch again after a crash.
+//! - **G4** Locks are kept. A statement names the highest polka of the stuck round with the prevotes that prove it. The branch's
+//!   first record carries over a polka at least as high as the highest that a survivor named: the same contributions on the same
+//!   model, with the old record and its prevotes inside, so that anyone can check it ([`Carried`]). Whoever has precommitted the
+//!   old record never votes for a first record without; others insist for [`CARRY_VIEWS`] views, since a liar may name a polka
+//!   whose record it keeps to itself. Nobody trains meanwhile: the work is done.
+//! - **G5** So a record that some peer knows to be decided, and the survivors do not, is counted again rather than contradicted, if
+//!   an honest survivor saw its polka. It is still another record: where the old one turns out to be certified, R21a holds.
+//!   A polka seen on a branch that ends before its first record is not carried on: nothing there was certified.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::chain::ChainState;
+use super::chain::{ChainState, MAX_CARRIED};
 use super::event::{Effect, Notice};
 use super::roster::Roster;
-use super::{SECOND, State, membership, micros};
+use super::{SECOND, State, log, membership, micros};
+use crate::agreement::Agreement;
 use crate::config::{QuorumLoss, RunConfig};
 use crate::types::*;
-use crate::wire::{Body, Scheme, Signed};
+use crate::wire::{Body, Canonical, Scheme, Signed};
 
 /// How long one attempt is given before a new one narrows it down.
 const ATTEMPT: Micros = 3 * SECOND;
@@ -17,7 +34,10 @@ const ATTEMPT: Micros = 3 * SECOND;
 /// Attempts remembered, of this peer and of others; one further ahead is not believed.
 const REMEMBERED: u32 = 8;
 
-/// What belongs to the stuck round.
+/// Views of a branch's first round in which a polka named by others is insisted on.
+const CARRY_VIEWS: View = 8;
+
+/// What belongs to the fork: it stays from the last decision to the next, over every branch begun in between.
 #[derive(Default)]
 pub(super) struct RegroupState {
     /// This peer's statements by attempt: one for each, never another.
@@ -26,11 +46,40 @@ pub(super) struct RegroupState {
     since: Micros,
     /// Statements of members by attempt.
     statements: BTreeMap<(u32, PeerId), (Regroup, Signature)>,
+    /// The attempt that this branch began with; 0 where none did.
+    acted: u32,
     /// The statements that this branch began with, until its first record is decided.
     proof: Vec<(PeerId, Regroup, Signature)>,
+    /// The highest polka of the fork that this peer saw itself, with its record.
+    carry: Option<(Polka, Arc<Record>)>,
+    /// The view of the highest polka that anyone's statement proves.
+    named: Option<View>,
 }
 
 impl RegroupState {
+    /// The contributions that the first record of this branch must count, where this peer knows them.
+    pub fn carries(&self) -> impl Iterator<Item = &Contribution> {
+        self.carry.iter().flat_map(|(_, record)| &record.contributions)
+    }
+
+    /// Whether the work of this round was done at the fork already.
+    pub fn is_carrying(&self) -> bool {
+        self.carry.is_some() || self.named.is_some()
+    }
+
+    /// G4: the lowest view of a polka that this view's proposal must carry over.
+    pub fn insists(&self, view: View) -> Option<View> {
+        let own = self.carry.as_ref().map(|(polka, _)| polka.view);
+        own.max(self.named.filter(|_| view < CARRY_VIEWS))
+    }
+
+    /// What this peer would carry over.
+    pub fn carried(&self) -> Option<Carried> {
+        let (polka, record) = self.carry.clone()?;
+        let record = Record::to_canonical(&record);
+        Some(Carried { polka, record })
+    }
+
     pub fn take_proof(&mut self) -> Vec<(PeerId, Regroup, Signature)> {
         std::mem::take(&mut self.proof)
     }
@@ -40,6 +89,66 @@ impl RegroupState {
 }
 
 impl State {
+    /// G1, G3: what was signed at this fork before a restart, and the branch that was begun from it.
+    pub(super) fn recall_regroup(&mut self, statements: Vec<log::Statement>, began: Option<Vec<log::Statement>>) {
+        let (slot, tip) = (self.chain.next_slot(), self.chain.agreed.record);
+        for (signer, statement, signature) in statements {
+            // The log may be older than the chain: a crash came between storing a record and emptying it.
+            if signer == self.keys.id() && statement.slot == slot && statement.tip == tip {
+                let (attempt, body) = (statement.attempt, Body::Regroup(statement));
+                self.regroup.mine.insert(
+                    attempt,
+                    Signed {
+                        signer,
+                        body,
+                        signature,
+                    },
+                );
+            }
+        }
+        let Some(proof) = began else { return };
+        let Ok((state, _)) = check_proof(&self.chain, &self.config, &proof, self.scheme) else {
+            return;
+        };
+        self.regroup.acted = proof.first().map_or(0, |(_, statement, _)| statement.attempt);
+        self.regroup.proof = proof;
+        self.chain = Arc::new(state);
+        self.parent_view = 0;
+    }
+
+    /// The highest polka of the fork that this peer has seen itself, if it can be carried over.
+    fn seen_polka(&self) -> Option<(Polka, Arc<Record>)> {
+        let seen = match self.chain.fork {
+            Some(_) => self.regroup.carry.clone(),
+            None => self.agreement.polka(),
+        };
+        seen.filter(|(_, record)| Record::to_canonical(record).len() <= MAX_CARRIED)
+    }
+
+    /// After a restart on a branch without a record: finds the polka of the fork in the log again. What the replay would say is
+    /// over and said to nobody.
+    pub(super) fn recall_polka(&mut self, now: Micros) {
+        let Some(fork) = self.chain.fork.clone() else { return };
+        let (branch, round) = (fork.agreed.branch, fork.agreed.round.next());
+        let _said = self
+            .agreement
+            .start(now, branch, round, Arc::new(fork.voters()), &self.wal);
+        let seen = self.agreement.polka();
+        self.agreement.stop();
+        self.carry_over(seen);
+    }
+
+    /// G4: from now on, this branch's first record must carry over what was seen here, or what the statements name.
+    fn carry_over(&mut self, seen: Option<(Polka, Arc<Record>)>) {
+        self.regroup.carry = seen.filter(|(_, record)| Record::to_canonical(record).len() <= MAX_CARRIED);
+        let named = self
+            .regroup
+            .proof
+            .iter()
+            .filter_map(|(_, statement, _)| statement.polka.as_ref());
+        self.regroup.named = named.map(|polka| polka.view).max();
+    }
+
     /// On a branch without a record, says again why it began: who missed a statement may still be waiting on the old one.
     pub(super) fn repeat_proof(&mut self) {
         for (signer, statement, signature) in self.regroup.proof.clone() {
@@ -56,7 +165,7 @@ impl State {
     pub(super) fn maybe_regroup(&mut self, now: Micros) {
         let me = self.keys.id();
         let halt = self.config.membership.on_quorum_loss == QuorumLoss::Halt;
-        if halt || !self.is_member(&me) || self.leaving || self.is_finished() {
+        if halt || self.listening || !self.is_member(&me) || self.leaving || self.is_finished() {
             return;
         }
         let alive = self.alive(now);
@@ -73,7 +182,8 @@ impl State {
         };
         let overdue = micros(time.collect_secs + time.fetch_secs + self.config.membership.regroup_secs * factor);
         // Whoever is asked to regroup, and has lost the quorum too, needn't wait out the rest of its own patience.
-        let prompted = !self.regroup.statements.is_empty();
+        let acted = self.regroup.acted;
+        let prompted = self.regroup.statements.keys().any(|(attempt, _)| *attempt > acted);
         let patience = if prompted { overdue / 2 } else { overdue };
         if now < self.round.began + patience {
             return;
@@ -84,13 +194,14 @@ impl State {
 
     /// Signs who is left: said again each second, narrowed down in a new attempt when others name others.
     fn state_survivors(&mut self, now: Micros, alive: Vec<PeerId>) {
+        let acted = self.regroup.acted;
         let theirs = self
             .regroup
             .statements
             .keys()
-            .filter(|(_, id)| alive.contains(id))
+            .filter(|(attempt, id)| *attempt > acted && alive.contains(id))
             .map(|(attempt, _)| *attempt);
-        let highest = theirs.max().unwrap_or(1);
+        let highest = theirs.max().unwrap_or(acted.saturating_add(1));
         match self.regroup.mine.last_key_value() {
             Some((attempt, message)) if *attempt >= highest && now < self.regroup.since + ATTEMPT => {
                 let message = message.clone();
@@ -124,13 +235,17 @@ impl State {
         let goes_on = |id: &PeerId| *id == me || ((attempt <= 2 || stated(id)) && named_by_all(id));
         let survivors: Vec<PeerId> = alive.iter().copied().filter(goes_on).collect();
         let statement = Regroup {
-            slot: self.chain.next_slot(),
+            slot: self.chain.certified().next_slot(),
             attempt,
             tip: self.chain.agreed.record,
-            polka: self.agreement.valid_record().map(|record| record.hash()),
+            polka: self.seen_polka().map(|(polka, _)| polka),
             survivors,
         };
-        let message = self.broadcast(Body::Regroup(statement));
+        let message = self.keys.sign(&Body::Regroup(statement.clone()));
+        // G1: on disk before it leaves.
+        self.out
+            .push(Effect::Persist(log::statement((me, statement, message.signature))));
+        self.out.push(Effect::Broadcast(message.clone()));
         self.regroup.mine.insert(attempt, message);
         self.regroup.since = now;
         while self.regroup.mine.len() as u32 > REMEMBERED {
@@ -140,12 +255,18 @@ impl State {
 
     pub(super) fn regroup_statement(&mut self, now: Micros, message: Signed) {
         let Body::Regroup(statement) = message.body else { return };
-        if statement.slot != self.chain.next_slot() || statement.tip != self.chain.agreed.record {
+        let fork = self.chain.certified();
+        if statement.slot != fork.next_slot() || statement.tip != fork.agreed.record {
             return self.maybe_behind(now, message.signer, statement.slot);
         }
-        let members = statement.survivors.iter().all(|id| self.is_member(id));
+        let members = statement.survivors.iter().all(|id| is_active(fork, id));
         if !members || !statement.survivors.is_sorted() || !statement.survivors.contains(&message.signer) {
             return self.reject(message.signer, "regroup", "names strangers, or not its signer".into());
+        }
+        if let Some(polka) = &statement.polka
+            && let Err(error) = Agreement::polka_valid(&fork.voters(), fork.next_slot(), polka, self.scheme)
+        {
+            return self.reject(message.signer, "regroup", format!("its polka proves nothing: {error}"));
         }
         let known = self.regroup.mine.last_key_value().map_or(1, |(attempt, _)| *attempt);
         if statement.attempt == 0 || statement.attempt > known.saturating_add(REMEMBERED) {
@@ -175,17 +296,22 @@ impl State {
         let complete = self
             .regroup
             .mine
-            .values()
+            .range(self.regroup.acted.saturating_add(1)..)
             .rev()
-            .find_map(|message| self.proof_of(message));
+            .find_map(|(_, message)| self.proof_of(message));
         let Some(proof) = complete else { return };
         let Some((_, mine, _)) = proof.first().cloned() else {
             return;
         };
         let branch = branch_number(&mine);
+        let seen = self.seen_polka();
         self.chain = Arc::new(self.chain.regrouped(&self.config, branch, &mine.survivors));
         self.out.push(Effect::StopTraining(self.height().1));
-        // The log stays: after a crash this peer is on the old branch again, and must remember what it signed there.
+        // G3: the log stays, because what was signed on the old branch must not be forgotten while nothing is decided here.
+        self.out.push(Effect::Persist(log::began(&proof)));
+        self.regroup.acted = mine.attempt;
+        self.regroup.proof = proof;
+        self.carry_over(seen);
         self.out.push(Effect::Members(
             Roster::new(&self.chain, &self.chain.voters(), &self.keys.id()).neighbours(),
         ));
@@ -198,7 +324,6 @@ impl State {
         }));
         self.parent_view = 0;
         self.start_round(now, true);
-        self.regroup.proof = proof;
         if let Some(root) = self.model {
             let (branch, round) = (self.chain.agreed.branch, self.chain.agreed.round);
             self.applied(now, branch, round, root);
@@ -238,6 +363,12 @@ fn branch_number(statement: &Regroup) -> Branch {
     u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]).max(1)
 }
 
+fn is_active(chain: &ChainState, id: &PeerId) -> bool {
+    chain
+        .member(id)
+        .is_some_and(|member| member.standing == membership::Standing::Active)
+}
+
 /// Checks the statements that begin a branch at `fork`; returns the state that the branch starts from, and the fork weight that went
 /// along, in thousandths of the total.
 pub fn check_proof(
@@ -262,10 +393,7 @@ pub fn check_proof(
             body: Body::Regroup(statement.clone()),
             signature: *signature,
         };
-        let member = fork
-            .member(id)
-            .is_some_and(|member| member.standing == membership::Standing::Active);
-        if !member || !agrees(statement, first) || signed.verify(scheme).is_err() {
+        if !is_active(fork, id) || !agrees(statement, first) || signed.verify(scheme).is_err() {
             return Err("a statement is not a member's, differs, or is not signed");
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
 use super::event::{Effect, Notice, Timer, Trained};
 use super::roster::Roster;
-use super::{State, micros, regroup, train_order};
+use super::{State, log, micros, regroup, train_order};
 use crate::agreement::Output;
 use crate::types::*;
 use crate::wire::{Body, Signed};
@@ -113,7 +113,7 @@ impl State {
             timing,
             ..RoundState::default()
         };
-        self.regroup = regroup::RegroupState::default();
+        self.listening = !vote;
         let members: BTreeSet<PeerId> = self.chain.active().collect();
         self.haves.retain(|id, _| members.contains(id));
         self.heard.retain(|id, _| members.contains(id));
@@ -135,7 +135,8 @@ impl State {
             let outputs = self.agreement.start(now, branch, round, self.voters.clone(), &self.wal);
             self.agreed(now, outputs);
         } else {
-            // R19: the log is gone; a vote of this height may have been sent. Listen for one round.
+            // R19: the log is gone; a vote of this height may have been sent. Listen for one round, and say nothing at all:
+            // who hears a heartbeat counts on a vote that cannot come, and would neither decide nor regroup without it.
             self.agreement.stop();
         }
         for message in early.into_values() {
@@ -146,7 +147,8 @@ impl State {
     /// Work begins once the model is there.
     fn order_training(&mut self, now: Micros) {
         let me = self.keys.id();
-        if self.leaving || self.is_finished() || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
+        let idle = self.leaving || self.listening || self.is_finished() || self.regroup.is_carrying();
+        if idle || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
             return;
         }
         self.round.train_began = Some(now);
@@ -218,8 +220,8 @@ impl State {
                 }
                 Output::Check { view, record, .. } => self.examine(now, view, record),
                 Output::Persist(entry) => {
-                    self.wal.push(entry.clone());
-                    self.out.push(Effect::Persist(entry));
+                    self.out.push(Effect::Persist(log::agreement(&entry)));
+                    self.wal.push(entry);
                 }
                 Output::Publish(message) => {
                     self.round.voting_since.get_or_insert(now);
@@ -251,7 +253,17 @@ impl State {
             return;
         };
         let due = self.round.began + micros(self.config.timing.collect_secs);
-        if view == 0 && now < due && !self.all_expected_held(now) {
+        if self.regroup.insists(view).is_some() {
+            // R20: nobody would vote for less. Once the blobs are held, there is nothing to wait for.
+            let held = self
+                .regroup
+                .carries()
+                .all(|one| self.round.held.contains(&one.commit.blob));
+            let carried = self.regroup.carried().map(|carried| carried.polka.view);
+            if carried < self.regroup.insists(view) || !held {
+                return;
+            }
+        } else if view == 0 && now < due && !self.all_expected_held(now) {
             return;
         }
         self.round.wanted = None;
@@ -283,8 +295,12 @@ impl State {
 
     fn write_record(&self, now: Micros, view: View, model_root: Hash) -> Record {
         let round = self.height().1;
+        let carried = self.regroup.carried();
         let held = |one: &&Contribution| one.commit.model_root == model_root && self.widely_held(one);
-        let contributions = self.round.commits.values().filter(held).cloned().collect();
+        let contributions = match carried {
+            Some(_) => self.regroup.carries().cloned().collect(),
+            None => self.round.commits.values().filter(held).cloned().collect(),
+        };
         let lapses = self.silent_members(now).into_iter().map(Change::Lapse);
         let asked = self.requests.values().cloned();
         let mut changes: Vec<Change> = asked.chain(lapses).collect();
@@ -299,6 +315,7 @@ impl State {
             verdicts: self.verdicts.values().take(MAX_VERDICTS).cloned().collect(),
             evidence: self.evidence.values().take(MAX_EVIDENCE).cloned().collect(),
             beacon: self.vrf.beacon(self.keys.id(), &self.chain.agreed.seed, round, view),
+            carried,
         };
         self.chain.draft(&self.config, draft)
     }
@@ -360,7 +377,11 @@ impl State {
             }
         };
         // Commits that came only with the record are as good as any.
-        for contribution in record.contributions.iter().filter(|_| lawful) {
+        for contribution in record
+            .contributions
+            .iter()
+            .filter(|_| lawful && record.carried.is_none())
+        {
             let (signer, signature) = (contribution.member, contribution.signature);
             self.commit(
                 now,
@@ -391,7 +412,8 @@ impl State {
     pub(super) fn fetch_named(&mut self) {
         let voters: Vec<PeerId> = self.voters.iter().map(|(id, _)| id).collect();
         let mut fetches = Vec::new();
-        for one in self.round.checks.iter().flat_map(|check| &check.record.contributions) {
+        let named = self.round.checks.iter().flat_map(|check| &check.record.contributions);
+        for one in named.chain(self.regroup.carries()) {
             let blob = &one.commit.blob;
             if !self.round.held.contains(blob) && !self.round.bad.contains(blob) {
                 let providers = std::iter::once(one.member).chain(voters.iter().copied()).collect();
@@ -408,6 +430,14 @@ impl State {
     fn lawful(&self, now: Micros, view: View, record: &Record, hash: Hash) -> Result<(), String> {
         if record.beacon.view > view {
             return Err("its beacon is from a later view".into());
+        }
+        // R20, G4: locks are kept.
+        let carried = record.carried.as_ref().map(|carried| carried.polka.view);
+        if carried < self.regroup.insists(view) {
+            return Err(format!(
+                "polka carried over: expected view {:?} or later, found {carried:?}",
+                self.regroup.insists(view)
+            ));
         }
         for change in &record.changes {
             if let Change::Lapse(id) = change
@@ -451,7 +481,8 @@ impl State {
     }
 
     fn censors(&self, check: &Check) -> bool {
-        if check.view >= CENSORSHIP_VIEWS {
+        // R20: what a branch carries over is all that it may count.
+        if check.view >= CENSORSHIP_VIEWS || check.record.carried.is_some() {
             return false;
         }
         let patience = micros(self.config.timing.censor_secs);
@@ -531,6 +562,7 @@ impl State {
         self.chain = next;
         self.model = None;
         self.parent_view = decided.certificate.slot.view;
+        self.regroup = regroup::RegroupState::default();
         if members_changed {
             let roster = Roster::new(&self.chain, &self.chain.voters(), &self.keys.id());
             self.out.push(Effect::Members(roster.neighbours()));

@@ -100,36 +100,14 @@ impl State {
         self.meet_branch(now, from, base, fresh);
     }
 
-    /// The state after a round, as far back as this peer remembers.
+    /// The state after a round, as far back as this peer remembers; where a branch begins, that is its fork.
     fn state_after(&self, round: Round) -> Option<Arc<ChainState>> {
-        if round == self.chain.agreed.round {
-            return Some(match self.history.get(&round) {
-                // After a regroup the chain's state is that of the new branch; the fork itself is the state before it.
-                Some((before, decided)) if self.chain.agreed.branch != decided.record.slot.branch => {
-                    match before.apply(&self.config, &decided.record, self.scheme) {
-                        Ok((state, _)) => Arc::new(state),
-                        Err(_) => self.chain.clone(),
-                    }
-                }
-                None if self.chain.agreed.branch != 0 && round == Round(0) => {
-                    Arc::new(ChainState::genesis(&self.config))
-                }
-                _ => self.chain.clone(),
-            });
-        }
-        self.history.get(&round.next()).map(|(before, decided)| {
-            // The state before a branch's first record is the regrouped one: the fork is what its parent's record led to.
-            match self.history.get(&round) {
-                Some((earlier, parent)) if !decided.regroup.is_empty() => {
-                    match earlier.apply(&self.config, &parent.record, self.scheme) {
-                        Ok((state, _)) => Arc::new(state),
-                        Err(_) => before.clone(),
-                    }
-                }
-                _ if !decided.regroup.is_empty() && round == Round(0) => Arc::new(ChainState::genesis(&self.config)),
-                _ => before.clone(),
-            }
-        })
+        let state = match self.history.get(&round.next()) {
+            _ if round == self.chain.agreed.round => &self.chain,
+            Some((before, _)) => before,
+            None => return None,
+        };
+        Some(state.fork.clone().unwrap_or_else(|| state.clone()))
     }
 
     /// Records that continue this peer's own chain (the usual way to catch up).

@@ -177,6 +177,7 @@ impl Stage<'_> {
             model_root: record.model_root,
             verdicts: record.verdicts,
             evidence: record.evidence,
+            carried: None,
             beacon: record.beacon,
         };
         self.chain().draft(self.config, draft)

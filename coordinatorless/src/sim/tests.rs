@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 
+mod bench;
+mod regroup;
+
 fn fault(at_secs: f64, peers: &[usize], kind: FaultKind) -> Fault {
     Fault {
         at_secs,

@@ -35,6 +35,7 @@ fn decided(branch: Branch, round: u64) -> Decided {
         verdicts: Vec::new(),
         evidence: Vec::new(),
         beacon,
+        carried: None,
     };
     let certificate = Certificate {
         slot,

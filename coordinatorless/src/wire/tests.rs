@@ -116,6 +116,8 @@ fn record() -> impl Strategy<Value = Record> {
         proof,
     });
     let roots = (hash(), hash(), hash(), hash());
+    let carried = (polka(), vec(any::<u8>(), 0..9)).prop_map(|(polka, record)| Carried { polka, record });
+    let beacon = (beacon, option::of(carried));
     (slot(), any::<u32>(), lists, roots, beacon).prop_map(|(slot, parent_view, lists, roots, beacon)| Record {
         slot,
         parent: roots.0,
@@ -129,7 +131,8 @@ fn record() -> impl Strategy<Value = Record> {
         ledger_root: roots.3,
         verdicts: lists.4,
         evidence: lists.5,
-        beacon,
+        beacon: beacon.0,
+        carried: beacon.1,
     })
 }
 
@@ -162,8 +165,16 @@ fn evidence() -> impl Strategy<Value = Evidence> {
     (peer(), signed(), signed()).prop_map(|(culprit, one, other)| Evidence::new(culprit, one, other))
 }
 
+fn polka() -> impl Strategy<Value = Polka> {
+    (any::<u32>(), hash(), vec((peer(), signature()), 0..3)).prop_map(|(view, record, prevotes)| Polka {
+        view,
+        record,
+        prevotes,
+    })
+}
+
 fn regroup() -> impl Strategy<Value = Regroup> {
-    (slot(), any::<u32>(), hash(), option::of(hash()), vec(peer(), 0..5)).prop_map(
+    (slot(), any::<u32>(), hash(), option::of(polka()), vec(peer(), 0..5)).prop_map(
         |(slot, attempt, tip, polka, survivors)| Regroup {
             slot,
             attempt,

@@ -1,12 +1,16 @@
 //! The rules that follow from the chain alone, each checked by itself: what a record may count, change, decide and draw.
 
-use super::{ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, done_batches, subject};
+use super::{
+    ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CARRIED, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, done_batches,
+    subject,
+};
+use crate::agreement::Agreement;
 use crate::config::RunConfig;
 use crate::protocol::assignment::Assignment;
 use crate::protocol::membership::{self, Member, Standing};
 use crate::protocol::{audit, beacon};
 use crate::types::*;
-use crate::wire::{Body, Scheme, Signed};
+use crate::wire::{Body, Canonical, Scheme, Signed};
 
 /// The rule that a record breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -212,14 +216,15 @@ impl ChainState {
                 "contributions, changes, verdicts or evidence are not sorted, or repeated",
             ));
         }
-        let assignment = self.assignment(config);
+        let worked_from = self.check_carried(config, record, scheme)?;
+        let assignment = worked_from.assignment(config);
         for contribution in &record.contributions {
             equal(
                 "model_root of a commit",
                 &record.model_root,
                 &contribution.commit.model_root,
             )?;
-            self.check_commit(config, &assignment, contribution, scheme)?;
+            worked_from.check_commit(config, &assignment, contribution, scheme)?;
         }
         let (returned, retired) = assignment.leftovers(done_batches(config, &record.contributions));
         equal("returned", &returned, &record.returned)?;
@@ -235,6 +240,34 @@ impl ChainState {
             self.check_evidence(evidence, scheme)?;
         }
         self.check_beacon(record, scheme)
+    }
+
+    /// R20: what a record carries over from the fork of its branch is a record that could have been decided there, by a polka that
+    /// anyone can check, and the same contributions on the same model. They keep their signatures, for the fork's slot, and the
+    /// fork's assignment. Gives the state that the record's work is checked against.
+    fn check_carried(&self, config: &RunConfig, record: &Record, scheme: Scheme) -> Result<&Self, RuleViolation> {
+        let Some(carried) = &record.carried else {
+            return Ok(self);
+        };
+        let Some(fork) = self.fork.as_deref() else {
+            return Err(RuleViolation::Shape("carries a record over where no branch begins"));
+        };
+        if carried.record.len() > MAX_CARRIED {
+            return Err(RuleViolation::Shape("the record carried over is too long"));
+        }
+        let old = Record::from_canonical(&carried.record)
+            .map_err(|_| RuleViolation::Shape("the record carried over cannot be read"))?;
+        equal("record carried over", &carried.polka.record, &old.hash())?;
+        Agreement::polka_valid(&fork.voters(), fork.next_slot(), &carried.polka, scheme)
+            .map_err(|_| RuleViolation::Shape("the polka of the record carried over does not hold"))?;
+        fork.check_record(config, &old, scheme)?;
+        equal("model_root", &old.model_root, &record.model_root)?;
+        if old.contributions != record.contributions {
+            return Err(RuleViolation::Shape(
+                "does not count what the record carried over counts",
+            ));
+        }
+        Ok(fork)
     }
 
     /// R15: at most a fifth of the weight lapses in one record, or one member (of few members, each has more than a fifth).

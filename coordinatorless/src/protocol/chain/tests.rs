@@ -110,6 +110,7 @@ impl Run {
             verdicts,
             evidence: Vec::new(),
             beacon,
+            carried: None,
         };
         self.chain.draft(&self.config, draft)
     }

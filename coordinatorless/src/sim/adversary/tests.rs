@@ -391,6 +391,7 @@ fn every_breach_but_two_is_seen_in_the_record_itself() {
             model_root: Hash::of(b"model"),
             verdicts: Vec::new(),
             evidence: Vec::new(),
+            carried: None,
             beacon: VrfKeys::derive(stage.keys).beacon(stage.me(), &chain.agreed.seed, Round(1), 0),
         };
         let good = chain.draft(stage.config, draft);
