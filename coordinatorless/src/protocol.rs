@@ -58,6 +58,7 @@ pub mod event;
 mod evidence;
 mod log;
 pub mod membership;
+pub mod planted;
 mod regroup;
 pub mod roster;
 mod round;

@@ -6,12 +6,19 @@
 
 mod adversary;
 mod check;
+mod fault;
 mod scenario;
+mod shrink;
 mod world;
 
 pub use adversary::{LiarKind, Liars};
-pub use check::Violation;
-pub use scenario::{Fault, FaultKind, Link, Scenario, ScenarioError};
+pub use check::{Invariant, Violation};
+pub use fault::{Chaos, Fault, FaultKind};
+pub use scenario::{Link, Scenario, ScenarioError};
+pub use shrink::shrink;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::types::Hash;
 
@@ -38,6 +45,8 @@ pub struct Report {
     pub noticed: std::collections::BTreeMap<String, u64>,
     /// Liars that the record chain slashed.
     pub slashed: std::collections::BTreeSet<usize>,
+    /// What was held to, how often, and how often it broke.
+    pub invariants: Vec<Invariant>,
     /// Wall-clock seconds the simulation took.
     pub secs: f64,
     /// Virtual seconds it covered.
@@ -69,6 +78,7 @@ pub fn run(scenario: &Scenario) -> Report {
         rounds: scenario.rounds,
         digest,
         violations,
+        invariants: world.invariants(),
         refused: std::mem::take(&mut world.refused),
         noticed: std::mem::take(&mut world.noticed),
         slashed: std::mem::take(&mut world.slashed),
@@ -83,6 +93,54 @@ pub fn run(scenario: &Scenario) -> Report {
             .map(|(kind, count)| (*kind, *count as f64 / per))
             .collect(),
         peak_mem_bytes: peak_memory(),
+    }
+}
+
+/// What many seeds came to.
+#[derive(Debug)]
+pub struct Seeds {
+    /// How many kept every promise.
+    pub passed: u64,
+    /// The first that did not.
+    pub failed: Option<Report>,
+}
+
+/// Runs `count` seeds from the scenario's own on, on all cores; stops soon after one fails.
+pub fn run_seeds(scenario: &Scenario, count: u64) -> Seeds {
+    let next = AtomicU64::new(0);
+    let passed = AtomicU64::new(0);
+    let failed: Mutex<Option<Report>> = Mutex::new(None);
+    let worker = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+            if at >= count || failed().is_some() {
+                return;
+            }
+            let seed = scenario.seed.wrapping_add(at);
+            let report = run(&Scenario {
+                seed,
+                ..scenario.clone()
+            });
+            if report.ok {
+                passed.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let mut first = failed();
+            if first.as_ref().is_none_or(|first| seed < first.seed) {
+                *first = Some(report);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..cores {
+            scope.spawn(worker);
+        }
+    });
+    Seeds {
+        passed: passed.into_inner(),
+        failed: failed.into_inner().unwrap_or_else(PoisonError::into_inner),
     }
 }
 

@@ -451,6 +451,12 @@ pub struct SimArgs {
     /// Rounds [default: the scenario's].
     #[arg(long, value_name = "N")]
     pub rounds: Option<u64>,
+    /// Run this many seeds in a row, on all cores, and report the first that fails.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seeds: u64,
+    /// Where to leave a failing run in its shortest form, as a scenario that repeats it.
+    #[arg(long, value_name = "DIR")]
+    pub regress: Option<PathBuf>,
     /// The report as one JSON object on stdout.
     #[arg(long)]
     pub json: bool,

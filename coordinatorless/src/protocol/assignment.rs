@@ -1,5 +1,6 @@
 //! Who trains on which batches (R7): one stream, one cursor, returned data first. Pure, so everyone knows everyone's batches.
 
+use super::planted::{Bug, planted};
 use crate::types::*;
 
 /// A range given back this often by members who delivered nothing is given up as poison (R7).
@@ -76,7 +77,11 @@ impl Assignment {
             let mut skip = done(id);
             let silent = skip == 0;
             for range in ranges {
-                let used = skip.min(range.len);
+                let used = if planted(Bug::CountTwice) {
+                    0
+                } else {
+                    skip.min(range.len)
+                };
                 skip -= used;
                 if used == range.len {
                     continue;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::event::{Effect, Timer};
-use super::{HAVE_PAUSE, State};
+use super::{HAVE_PAUSE, SILENCE, State};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
@@ -206,8 +206,10 @@ impl State {
 
     pub(super) fn tell_have(&mut self, now: Micros) {
         self.round.have_planned = false;
-        if self.listening {
-            return; // R19
+        // R19: who listens says nothing, unless nobody speaks to it: it may have lapsed, and then nobody will before it is heard.
+        let others = self.heard.values().any(|(at, _)| at + SILENCE > now);
+        if self.listening && others {
+            return;
         }
         self.sequence += 1;
         let members = self.roster.len();

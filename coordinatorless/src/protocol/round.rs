@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
 use super::event::{Effect, Notice, Timer, Trained};
+use super::planted::{Bug, planted};
 use super::roster::Roster;
 use super::{State, log, micros, regroup, train_order};
 use crate::agreement::Output;
@@ -220,7 +221,9 @@ impl State {
                 }
                 Output::Check { view, record, .. } => self.examine(now, view, record),
                 Output::Persist(entry) => {
-                    self.out.push(Effect::Persist(log::agreement(&entry)));
+                    if !planted(Bug::SkipTheLog) {
+                        self.out.push(Effect::Persist(log::agreement(&entry)));
+                    }
                     self.wal.push(entry);
                 }
                 Output::Publish(message) => {
@@ -468,7 +471,7 @@ impl State {
             .filter(|check| check.record.model_root == model)
             .filter(|check| {
                 let mut named = check.record.contributions.iter();
-                named.all(|one| self.round.held.contains(&one.commit.blob))
+                named.all(|one| self.round.held.contains(&one.commit.blob) || planted(Bug::VoteWithoutHolding))
             })
             .filter(|check| !self.censors(check))
             .map(|check| check.hash)

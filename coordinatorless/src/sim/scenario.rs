@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::adversary::Liars;
+use super::fault::{Chaos, Fault, FaultKind};
 use crate::config::*;
 use crate::protocol::beacon::VrfKeys;
 use crate::types::*;
@@ -32,6 +33,9 @@ pub struct Scenario {
     pub link: Link,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// And what else, as the seed draws it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chaos: Option<Chaos>,
     /// Who lies, and how.
     pub liars: Vec<Liars>,
     /// Deadlines; the defaults here are short.
@@ -54,6 +58,8 @@ pub struct Link {
     pub duplicate: f64,
     /// Bytes per second for blobs.
     pub bandwidth: f64,
+    /// Each direction of each link has its own fixed share of this, in milliseconds, on top.
+    pub asymmetry_ms: f64,
 }
 
 impl Default for Link {
@@ -64,40 +70,9 @@ impl Default for Link {
             loss: 0.0,
             duplicate: 0.0,
             bandwidth: 12_500_000.0,
+            asymmetry_ms: 0.0,
         }
     }
-}
-
-/// One thing that goes wrong.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fault {
-    /// Virtual seconds after the start.
-    pub at_secs: f64,
-    /// The peers it concerns.
-    pub peers: Vec<usize>,
-    /// What.
-    pub kind: FaultKind,
-}
-
-/// Kinds of faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultKind {
-    /// The process dies; only its disk stays.
-    Crash,
-    /// The process starts again from its disk.
-    Restart,
-    /// Starts again with its write-ahead log gone.
-    RestartWithoutWal,
-    /// These peers are cut off from the others.
-    Partition,
-    /// All links work again.
-    Heal,
-    /// A peer outside the genesis starts and asks to join.
-    Join,
-    /// A member says goodbye.
-    Leave,
 }
 
 /// A scenario that cannot be run.
@@ -131,6 +106,7 @@ impl Default for Scenario {
             speeds: Vec::new(),
             link: Link::default(),
             faults: Vec::new(),
+            chaos: None,
             liars: Vec::new(),
             timing: TimingConfig {
                 train_secs: 4.0,
@@ -189,7 +165,10 @@ impl Scenario {
             "0 or more, below 1",
         )?;
         value(
-            self.link.latency_ms >= 0.0 && self.link.jitter_ms >= 0.0 && self.link.bandwidth > 0.0,
+            self.link.latency_ms >= 0.0
+                && self.link.jitter_ms >= 0.0
+                && self.link.asymmetry_ms >= 0.0
+                && self.link.bandwidth > 0.0,
             "link",
             format!("{:?}", self.link),
             "nothing negative, and some bandwidth",
@@ -206,6 +185,24 @@ impl Scenario {
             format!("{:?} {:?}", self.faults, self.liars),
             "indices below `peers`",
         )
+    }
+
+    /// The file that repeats it.
+    ///
+    /// # Errors
+    /// None that is known: every scenario was TOML once.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    /// The same with every fault of its storm named.
+    pub fn spelled_out(&self) -> Self {
+        let mut all = self.clone();
+        if let Some(chaos) = all.chaos.take() {
+            all.faults.extend(chaos.draw(self.seed, self.peers));
+            all.faults.sort_by(|a, b| a.at_secs.total_cmp(&b.at_secs));
+        }
+        all
     }
 
     pub(super) fn scheme(&self) -> Scheme {

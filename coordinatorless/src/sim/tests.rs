@@ -9,6 +9,7 @@ fn fault(at_secs: f64, peers: &[usize], kind: FaultKind) -> Fault {
         at_secs,
         peers: peers.to_vec(),
         kind,
+        ..Fault::default()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The world of a simulated run: one queue of things to come, one random source, a disk for each peer.
 
+mod faults;
 mod liars;
 
 use std::cmp::Reverse;
@@ -9,12 +10,14 @@ use std::sync::Arc;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
+use self::faults::Plight;
 use self::liars::Gang;
-use super::check::{Checker, Violation};
-use super::scenario::{FaultKind, Scenario};
+use super::check::{Checker, Invariant, Violation};
+use super::scenario::Scenario;
 use crate::config::RunConfig;
 use crate::protocol::chain::{ChainState, Steps};
 use crate::protocol::event::{AuditOrder, Effect, Event, Notice, Timer, TrainOrder, Trained};
+use crate::protocol::planted::{Bug, planted};
 use crate::protocol::{SECOND, Setup, State};
 use crate::types::*;
 use crate::wire::{Keys, Signed};
@@ -47,6 +50,7 @@ struct Peer {
     applying: Vec<Arc<Decided>>,
     fetching: BTreeSet<Hash>,
     joiner: bool,
+    plight: Plight,
 }
 
 /// Something to come.
@@ -85,14 +89,13 @@ enum Item {
         event: Box<Event>,
     },
     Fault(usize),
+    /// The power comes back.
+    Wake(usize),
     Exit {
         peer: usize,
         life: u32,
     },
 }
-
-/// A peer that said goodbye stays this long, so that it is heard.
-const GOODBYE: Micros = SECOND;
 
 pub(super) struct World {
     scenario: Scenario,
@@ -106,11 +109,13 @@ pub(super) struct World {
     peers: Vec<Peer>,
     index: BTreeMap<PeerId, usize>,
     /// Side of the partition each peer is on.
-    side: Vec<u8>,
+    side: Vec<usize>,
     checker: Checker,
     digest: blake3::Hasher,
     agreements: Vec<Micros>,
     faults_left: usize,
+    /// Peers without power that will have it again.
+    waking: usize,
     gang: Gang,
     /// Frames of liars that the codec refused, by reason.
     pub refused: BTreeMap<String, u64>,
@@ -144,6 +149,7 @@ impl World {
                     applying,
                     fetching,
                     joiner,
+                    plight: Plight::default(),
                 }
             })
             .collect();
@@ -170,15 +176,18 @@ impl World {
             slashed: BTreeSet::new(),
             digest: blake3::Hasher::new(),
             agreements: Vec::new(),
-            faults_left: scenario.faults.len(),
+            faults_left: 0,
+            waking: 0,
             messages: 0,
             kinds: BTreeMap::new(),
             bytes: 0,
-            scenario: scenario.clone(),
+            scenario: scenario.spelled_out(),
         };
+        world.faults_left = world.scenario.faults.len();
         world.checker.liars = world.gang.peers().collect();
-        for (at, fault) in scenario.faults.iter().enumerate() {
-            world.push((fault.at_secs * 1e6) as Micros + 1, Item::Fault(at));
+        let times: Vec<f64> = world.scenario.faults.iter().map(|fault| fault.at_secs).collect();
+        for (at, secs) in times.into_iter().enumerate() {
+            world.push((secs * 1e6) as Micros + 1, Item::Fault(at));
         }
         let founders: Vec<usize> = (0..scenario.peers).filter(|peer| !world.peers[*peer].joiner).collect();
         founders.into_iter().for_each(|peer| world.start(peer, true));
@@ -208,15 +217,18 @@ impl World {
         }
     }
 
+    /// How each promise was kept.
+    pub fn invariants(&self) -> Vec<Invariant> {
+        self.checker.invariants()
+    }
+
     pub fn finish(&mut self) -> (Hash, Vec<Violation>) {
         let batch = self.config.data.batch_tokens();
         for at in 0..self.peers.len() {
             let peer = &self.peers[at];
             if let Some(state) = &peer.state {
                 let round = state.chain().agreed.round;
-                if round.0 < self.scenario.rounds {
-                    self.checker.stuck(at, round, self.scenario.rounds);
-                }
+                self.checker.arrived(at, round, self.scenario.rounds);
                 if peer.disk.records.len() as u64 == round.0 {
                     self.checker.data(at, state.chain(), &peer.disk.records, batch);
                 }
@@ -224,7 +236,7 @@ impl World {
         }
         (
             Hash(*self.digest.finalize().as_bytes()),
-            std::mem::take(&mut self.checker.violations),
+            self.checker.violations.clone(),
         )
     }
 
@@ -235,7 +247,7 @@ impl World {
                 .is_none_or(|state| state.chain().agreed.round.0 >= self.scenario.rounds)
         };
         let mut honest = self.peers.iter().enumerate().filter(|(at, _)| !self.gang.has(*at));
-        self.faults_left == 0 && honest.all(|(_, peer)| there(peer))
+        self.faults_left == 0 && self.waking == 0 && honest.all(|(_, peer)| there(peer))
     }
 
     fn push(&mut self, at: Micros, item: Item) {
@@ -246,6 +258,9 @@ impl World {
     }
 
     fn step(&mut self, item: Item) {
+        if let Some(until) = self.paused(&item) {
+            return self.push(until, item);
+        }
         match item {
             Item::Deliver {
                 to,
@@ -275,6 +290,7 @@ impl World {
             Item::AskRecords { peer, asker, from } => self.answer_records(peer, asker, from),
             Item::Event { peer, life, event } => self.event(peer, life, *event),
             Item::Fault(at) => self.fault(at),
+            Item::Wake(peer) => self.wake(peer),
             Item::Exit { peer, life } if self.peers[peer].life == life => self.crash(peer),
             Item::Exit { .. } => {}
         }
@@ -287,7 +303,7 @@ impl World {
         if self.gang.has(peer) {
             return self.lie(peer, event);
         }
-        let now = self.now;
+        let now = self.peers[peer].plight.local(self.now);
         let Some(state) = self.peers[peer].state.as_mut() else {
             return;
         };
@@ -331,7 +347,7 @@ impl World {
             steps: Some(self.steps.clone()),
         };
         let mut state = State::new(setup);
-        let effects = state.start(self.now);
+        let effects = state.start(peer.plight.local(self.now));
         peer.state = Some(state);
         peer.applying = peer
             .disk
@@ -365,13 +381,20 @@ impl World {
         }
         let mut root = Hash::of(b"genesis model");
         for (at, decided) in disk.records.range(..=round) {
-            root = *disk.models.entry(*at).or_insert_with(|| after(root, &decided.record));
+            root = *disk
+                .models
+                .entry(*at)
+                .or_insert_with(|| after(root, &decided.record, peer));
         }
         root
     }
 
     fn carry_out(&mut self, peer: usize, effects: Vec<Effect>) {
+        self.peers[peer].plight.lag = 0;
         for effect in effects {
+            if matches!(effect, Effect::Persist(_)) && self.loses_power(peer) {
+                return;
+            }
             self.effect(peer, effect);
         }
     }
@@ -379,10 +402,18 @@ impl World {
     fn effect(&mut self, at: usize, effect: Effect) {
         let life = self.peers[at].life;
         match effect {
-            Effect::Persist(entry) => self.peers[at].disk.wal.push(entry),
-            Effect::ClearWal => self.peers[at].disk.wal.clear(),
+            Effect::Persist(entry) => {
+                let peer = &mut self.peers[at];
+                peer.disk.wal.push(entry);
+                peer.plight.lag += peer.plight.disk;
+            }
+            Effect::ClearWal => {
+                self.peers[at].disk.wal.clear();
+                self.checker.log_cleared(at);
+            }
             Effect::Store { decided, state } => {
                 let round = decided.record.slot.round;
+                self.weigh_holders(at, &decided);
                 self.checker.decided(at, &decided);
                 let (slot, view) = (decided.record.slot, decided.certificate.slot.view);
                 let (counted, changes) = (decided.record.contributions.len(), decided.record.changes.len());
@@ -399,6 +430,7 @@ impl World {
                 disk.states.insert(round, state);
             }
             Effect::Broadcast(message) => {
+                self.leaves(at, &message);
                 let message = Arc::new(message);
                 let size = message.to_frame().len() as u64;
                 let members: Vec<usize> = self.audience(at);
@@ -407,6 +439,7 @@ impl World {
                     .for_each(|to| self.send(at, to, message.clone(), size));
             }
             Effect::Multicast { to, message } => {
+                self.leaves(at, &message);
                 let message = Arc::new(message);
                 let size = message.to_frame().len() as u64;
                 for to in to
@@ -418,6 +451,7 @@ impl World {
                 }
             }
             Effect::Send(to, message) => {
+                self.leaves(at, &message);
                 let size = message.to_frame().len() as u64;
                 if let Some(to) = self.index.get(&to).copied() {
                     self.send(at, to, Arc::new(message), size);
@@ -427,7 +461,7 @@ impl World {
                 self.order += 1;
                 let generation = self.order;
                 self.peers[at].timers.insert(timer, generation);
-                let when = when.max(self.now + 1);
+                let when = self.peers[at].plight.global(when).max(self.now + 1);
                 self.push(
                     when,
                     Item::Timer {
@@ -520,15 +554,18 @@ impl World {
         let link = &self.scenario.link;
         let lost = self.rng.random_bool(link.loss);
         let jitter = self.rng.random_range(0.0..=link.jitter_ms.max(f64::MIN_POSITIVE));
-        let delay = ((link.latency_ms + jitter) * 1000.0) as Micros;
-        (!lost && self.side[from] == self.side[to] && self.peers[to].state.is_some()).then_some(delay.max(1))
+        let share = ((from * 31 + to * 17) % 97) as f64 / 96.0;
+        let delay = ((link.latency_ms + jitter + link.asymmetry_ms * share) * 1000.0) as Micros;
+        let plight = &self.peers[from].plight;
+        let cut = plight.mute || self.side[from] != self.side[to];
+        (!lost && !cut && self.peers[to].state.is_some()).then_some(delay.max(1) + plight.lag)
     }
 
     fn train(&mut self, at: usize, order: TrainOrder) {
         let quota: u64 = order.batches.iter().map(|range| range.len).sum();
         let speed = self.scenario.speeds.get(at).copied().unwrap_or(1.0);
         let batch = (self.scenario.batch_secs / speed * 1e6) as Micros;
-        let time = order.until.saturating_sub(self.now);
+        let time = self.peers[at].plight.global(order.until).saturating_sub(self.now);
         let done = quota.min(time / batch.max(1));
         let life = self.peers[at].life;
         self.peers[at].training = Some((order.round, done, order.branch));
@@ -747,25 +784,6 @@ impl World {
         }
     }
 
-    fn fault(&mut self, which: usize) {
-        self.faults_left -= 1;
-        let fault = self.scenario.faults[which].clone();
-        match fault.kind {
-            FaultKind::Crash => fault.peers.iter().for_each(|peer| self.crash(*peer)),
-            FaultKind::Restart | FaultKind::Join => fault.peers.iter().for_each(|peer| self.restart(*peer, true)),
-            FaultKind::RestartWithoutWal => fault.peers.iter().for_each(|peer| self.restart(*peer, false)),
-            FaultKind::Partition => fault.peers.iter().for_each(|peer| self.side[*peer] = 1 + which as u8),
-            FaultKind::Heal => self.side.fill(0),
-            FaultKind::Leave => {
-                for peer in fault.peers {
-                    let life = self.peers[peer].life;
-                    self.event(peer, life, Event::Leave);
-                    self.push(self.now + GOODBYE, Item::Exit { peer, life });
-                }
-            }
-        }
-    }
-
     fn crash(&mut self, peer: usize) {
         self.peers[peer].state = None;
         self.peers[peer].life += 1;
@@ -775,15 +793,23 @@ impl World {
         if self.peers[peer].state.is_none() {
             if !wal {
                 self.peers[peer].disk.wal.clear();
+                self.checker.log_cleared(peer);
             }
             self.start(peer, wal);
         }
     }
 }
 
-fn after(root: Hash, record: &Record) -> Hash {
+/// The stand-in for the integer sum: what was counted, in the record's order, whoever computes it.
+fn after(root: Hash, record: &Record, peer: usize) -> Hash {
+    let mut counted: Vec<&Contribution> = record.contributions.iter().collect();
+    if planted(Bug::SumInArrivalOrder) && !counted.is_empty() {
+        // Each peer has its own order of arrival.
+        let first = peer % counted.len();
+        counted.rotate_left(first);
+    }
     let mut bytes = root.0.to_vec();
-    for one in &record.contributions {
+    for one in counted {
         bytes.extend(one.commit.blob.0);
         bytes.extend(one.commit.tokens.to_le_bytes());
     }

@@ -147,6 +147,7 @@ fn serving(kind: LiarKind, seed: u64) -> Scenario {
         at_secs,
         peers: vec![1],
         kind,
+        ..Fault::default()
     };
     let peers = vec![5, 6];
     Scenario {
@@ -286,6 +287,7 @@ fn a_minority_cannot_lapse_an_honest_member() {
             at_secs: 9.0,
             peers: vec![victim],
             kind: FaultKind::Crash,
+            ..Fault::default()
         }];
         assert!(played(&scenario).noticed["lapsed"] > 0, "seed {seed}");
     }
@@ -304,6 +306,7 @@ fn ten_names_of_one_machine_weigh_no_more_than_one() {
                 at_secs: 1.0,
                 peers: joiners.clone(),
                 kind: FaultKind::Join,
+                ..Fault::default()
             }],
             speeds: vec![1.0; 4],
             ..Scenario::default()

@@ -1,0 +1,145 @@
+//! What goes wrong in a simulated run, one by one as a scenario lists it, or drawn from the seed ([`Chaos`]).
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+use serde::{Deserialize, Serialize};
+
+/// One thing that goes wrong.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// Virtual seconds after the start.
+    pub at_secs: f64,
+    /// The peers it concerns.
+    pub peers: Vec<usize>,
+    /// What.
+    pub kind: FaultKind,
+    /// How long it lasts, in seconds, where the kind says so.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub secs: f64,
+    /// How fast the clock runs ([`FaultKind::Drift`]); 1 is right.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rate: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// The process dies; only its disk stays.
+    Crash,
+    /// The process starts again from its disk.
+    Restart,
+    /// Starts again with its write-ahead log gone.
+    RestartWithoutWal,
+    /// The power fails in the middle of the next write to the log: the entry is lost, nothing after it happens. It comes back after
+    /// `secs`.
+    PowerLoss,
+    /// The process stands still for `secs`, then everything that came meanwhile comes at once.
+    Pause,
+    /// From now on each write to the log takes `secs`; 0 mends it.
+    SlowDisk,
+    /// From now on the peer's clock runs at `rate`; a rate of 1 mends it.
+    Drift,
+    /// What these peers send is lost; they still hear.
+    Mute,
+    /// These peers are cut off from the others. Several such faults make several parts.
+    Partition,
+    /// All links work again.
+    #[default]
+    Heal,
+    /// A peer outside the genesis starts and asks to join.
+    Join,
+    /// A member says goodbye.
+    Leave,
+}
+
+/// A storm: faults drawn from the seed. When it is over everything works again, and the run must get on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chaos {
+    /// How many faults.
+    pub faults: usize,
+    /// The first one is this many virtual seconds after the start, at the earliest.
+    pub from_secs: f64,
+    /// By then all are over.
+    pub until_secs: f64,
+}
+
+impl Chaos {
+    /// The faults that this seed draws for `peers` peers; `join` peers stay out of it until the scenario brings them in.
+    pub fn draw(&self, seed: u64, peers: usize) -> Vec<Fault> {
+        let seed = blake3::derive_key("murmur/v1/sim-chaos", &seed.to_le_bytes());
+        let mut rng = ChaCha12Rng::from_seed(seed);
+        let mut all = Vec::new();
+        let span = (self.until_secs - self.from_secs).max(0.0);
+        for _ in 0..self.faults {
+            let at_secs = self.from_secs + rng.random_range(0.0..=1.0) * span;
+            let end = (at_secs + rng.random_range(1.0..30.0)).min(self.until_secs);
+            let some = rng.random_range(1..=peers.div_ceil(2));
+            let hit: Vec<usize> = (0..peers).filter(|_| rng.random_range(0..peers) < some).collect();
+            let one = vec![rng.random_range(0..peers)];
+            let fault = |at_secs: f64, peers: &[usize], kind| Fault {
+                at_secs,
+                peers: peers.to_vec(),
+                kind,
+                ..Fault::default()
+            };
+            match rng.random_range(0..8u32) {
+                0 => all.extend([
+                    fault(at_secs, &hit, FaultKind::Crash),
+                    fault(end, &hit, FaultKind::Restart),
+                ]),
+                1 => all.extend([
+                    fault(at_secs, &one, FaultKind::Crash),
+                    fault(end, &one, FaultKind::RestartWithoutWal),
+                ]),
+                2 => all.push(Fault {
+                    secs: rng.random_range(0.1..10.0),
+                    ..fault(at_secs, &one, FaultKind::PowerLoss)
+                }),
+                3 => all.push(Fault {
+                    secs: end - at_secs,
+                    ..fault(at_secs, &hit, FaultKind::Pause)
+                }),
+                4 => all.extend([
+                    Fault {
+                        secs: rng.random_range(0.05..0.5),
+                        ..fault(at_secs, &hit, FaultKind::SlowDisk)
+                    },
+                    fault(end, &hit, FaultKind::SlowDisk),
+                ]),
+                5 => all.push(Fault {
+                    rate: rng.random_range(0.8..1.25),
+                    ..fault(at_secs, &one, FaultKind::Drift)
+                }),
+                6 => all.push(fault(at_secs, &one, FaultKind::Mute)),
+                _ => all.push(fault(at_secs, &hit, FaultKind::Partition)),
+            }
+            if rng.random_bool(0.3) {
+                all.push(fault(end, &[], FaultKind::Heal));
+            }
+        }
+        let everyone: Vec<usize> = (0..peers).collect();
+        for kind in [
+            FaultKind::Heal,
+            FaultKind::Restart,
+            FaultKind::SlowDisk,
+            FaultKind::Drift,
+        ] {
+            all.push(Fault {
+                at_secs: self.until_secs + 0.001,
+                peers: everyone.clone(),
+                kind,
+                secs: 0.0,
+                rate: 1.0,
+            });
+        }
+        all.sort_by(|a, b| a.at_secs.total_cmp(&b.at_secs));
+        all
+    }
+}
