@@ -22,9 +22,17 @@ impl Adversary for LapseAbuser {
 
     fn turn(&mut self, stage: &mut Stage<'_>, effect: Effect) -> Vec<Effect> {
         let victim = stage.honest().last().copied();
-        self.swap.turn(stage, effect, |_, record| Record {
-            changes: victim.map(Change::Lapse).into_iter().collect(),
-            ..record.clone()
+        self.swap.turn(stage, effect, |stage, record| {
+            // Only what the chain alone allows: it is for the voters to say that they hear the victim.
+            let scheme = stage.keys.scheme();
+            let lawful = |change: &Change| stage.chain().check_change(stage.config, change, scheme).is_ok();
+            match victim.map(Change::Lapse).filter(lawful) {
+                Some(lapse) => Record {
+                    changes: vec![lapse],
+                    ..record.clone()
+                },
+                None => record.clone(),
+            }
         })
     }
 }
