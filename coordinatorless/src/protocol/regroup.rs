@@ -45,7 +45,7 @@ pub(super) struct RegroupState {
     /// When the latest was first made.
     since: Micros,
     /// Statements of members by attempt.
-    statements: BTreeMap<(u32, PeerId), (Regroup, Signature)>,
+    statements: Statements,
     /// The attempt that this branch began with; 0 where none did.
     acted: u32,
     /// The statements that this branch began with, until its first record is decided.
@@ -195,13 +195,7 @@ impl State {
     /// Signs who is left: said again each second, narrowed down in a new attempt when others name others.
     fn state_survivors(&mut self, now: Micros, alive: Vec<PeerId>) {
         let acted = self.regroup.acted;
-        let theirs = self
-            .regroup
-            .statements
-            .keys()
-            .filter(|(attempt, id)| *attempt > acted && alive.contains(id))
-            .map(|(attempt, _)| *attempt);
-        let highest = theirs.max().unwrap_or(acted.saturating_add(1));
+        let highest = highest_attempt(acted, &alive, &self.regroup.statements);
         match self.regroup.mine.last_key_value() {
             Some((attempt, message)) if *attempt >= highest && now < self.regroup.since + ATTEMPT => {
                 let message = message.clone();
@@ -215,25 +209,10 @@ impl State {
         }
     }
 
-    /// One statement for each attempt: survivors are those alive whom no other survivor leaves out, and who, after two attempts,
-    /// have said anything at all.
+    /// One statement for each attempt.
     fn sign_survivors(&mut self, now: Micros, attempt: u32, alive: Vec<PeerId>) {
         let me = self.keys.id();
-        let recent = |at: u32| at.saturating_add(2) >= attempt;
-        let stated = |id: &PeerId| {
-            self.regroup
-                .statements
-                .keys()
-                .any(|(at, other)| other == id && recent(*at))
-        };
-        let named_by_all = |id: &PeerId| {
-            let mut others = self.regroup.statements.iter().filter(|((at, other), (statement, _))| {
-                at.saturating_add(1) >= attempt && alive.contains(other) && statement.survivors.contains(&me)
-            });
-            others.all(|(_, (statement, _))| statement.survivors.contains(id))
-        };
-        let goes_on = |id: &PeerId| *id == me || ((attempt <= 2 || stated(id)) && named_by_all(id));
-        let survivors: Vec<PeerId> = alive.iter().copied().filter(goes_on).collect();
+        let survivors = surviving(&me, attempt, &alive, &self.regroup.statements);
         let statement = Regroup {
             slot: self.chain.certified().next_slot(),
             attempt,
@@ -273,10 +252,10 @@ impl State {
             return self.reject(message.signer, "regroup", "an attempt far ahead of any other".into());
         }
         let key = (statement.attempt, message.signer);
-        self.regroup
-            .statements
-            .entry(key)
-            .or_insert((statement, message.signature));
+        let (mine, known) = (self.regroup.mine.get(&key.0), self.regroup.statements.get(&key));
+        if replaces(mine, known, &statement) {
+            self.regroup.statements.insert(key, (statement, message.signature));
+        }
         // Old attempts of the same peer make room: so many of each at most.
         let of_signer = self
             .regroup
@@ -293,12 +272,8 @@ impl State {
 
     /// Goes on as a new branch once every survivor has signed the same as this peer did in some attempt.
     fn try_regroup(&mut self, now: Micros) {
-        let complete = self
-            .regroup
-            .mine
-            .range(self.regroup.acted.saturating_add(1)..)
-            .rev()
-            .find_map(|(_, message)| self.proof_of(message));
+        let Self { keys, regroup, .. } = &*self;
+        let complete = complete(&keys.id(), regroup.acted, &regroup.mine, &regroup.statements);
         let Some(proof) = complete else { return };
         let Some((_, mine, _)) = proof.first().cloned() else {
             return;
@@ -329,23 +304,71 @@ impl State {
             self.applied(now, branch, round, root);
         }
     }
+}
 
-    /// The statements of all survivors that this one of mine names, if they are there and agree.
-    fn proof_of(&self, message: &Signed) -> Option<Vec<(PeerId, Regroup, Signature)>> {
-        let Body::Regroup(mine) = &message.body else {
+/// Statements of members by attempt, one for each: the first that came, or the one that agrees with this peer's own.
+type Statements = BTreeMap<(u32, PeerId), (Regroup, Signature)>;
+
+/// The attempt to take part in: the highest that anyone alive takes part in, or the one after what was acted on.
+fn highest_attempt(acted: u32, alive: &[PeerId], statements: &Statements) -> u32 {
+    let theirs = statements
+        .keys()
+        .filter(|(attempt, id)| *attempt > acted && alive.contains(id))
+        .map(|(attempt, _)| *attempt);
+    theirs.max().unwrap_or(acted.saturating_add(1))
+}
+
+/// Who goes on: those alive whom no other survivor leaves out, and who, after two attempts, have said anything at all.
+fn surviving(me: &PeerId, attempt: u32, alive: &[PeerId], statements: &Statements) -> Vec<PeerId> {
+    let recent = |at: u32| at.saturating_add(2) >= attempt;
+    let stated = |id: &PeerId| statements.keys().any(|(at, other)| other == id && recent(*at));
+    let named_by_all = |id: &PeerId| {
+        let mut others = statements.iter().filter(|((at, other), (statement, _))| {
+            at.saturating_add(1) >= attempt && alive.contains(other) && statement.survivors.contains(me)
+        });
+        others.all(|(_, (statement, _))| statement.survivors.contains(id))
+    };
+    let goes_on = |id: &PeerId| id == me || ((attempt <= 2 || stated(id)) && named_by_all(id));
+    alive.iter().copied().filter(goes_on).collect()
+}
+
+/// G3: the statements to act on: of the highest attempt, above the one acted on, in which every survivor has signed the same.
+fn complete(
+    me: &PeerId,
+    acted: u32,
+    mine: &BTreeMap<u32, Signed>,
+    statements: &Statements,
+) -> Option<Vec<log::Statement>> {
+    let mut attempts = mine.range(acted.saturating_add(1)..).rev();
+    attempts.find_map(|(_, message)| proof_of(me, message, statements))
+}
+
+/// The statements of all survivors that this one of mine names, if they are there and agree.
+fn proof_of(me: &PeerId, message: &Signed, statements: &Statements) -> Option<Vec<log::Statement>> {
+    let Body::Regroup(mine) = &message.body else {
+        return None;
+    };
+    let mut proof = vec![(*me, mine.clone(), message.signature)];
+    for id in mine.survivors.iter().filter(|id| *id != me) {
+        let (other, signature) = statements.get(&(mine.attempt, *id))?;
+        if !agrees(other, mine) {
             return None;
-        };
-        let mut proof = vec![(self.keys.id(), mine.clone(), message.signature)];
-        for id in mine.survivors.iter().filter(|id| **id != self.keys.id()) {
-            let (other, signature) = self.regroup.statements.get(&(mine.attempt, *id))?;
-            if !agrees(other, mine) {
-                return None;
-            }
-            proof.push((*id, other.clone(), *signature));
         }
-        proof.sort_by_key(|(id, _, _)| *id);
-        Some(proof)
+        proof.push((*id, other.clone(), *signature));
     }
+    proof.sort_by_key(|(id, _, _)| *id);
+    Some(proof)
+}
+
+/// Whether a statement takes the place of the one known of the same signer and attempt. The first stays, unless this one agrees
+/// with this peer's own: a liar that told the others so and this peer something else would keep it off their branch for good, and
+/// them without its vote.
+fn replaces(mine: Option<&Signed>, known: Option<&(Regroup, Signature)>, new: &Regroup) -> bool {
+    let with_mine = |other: &Regroup| match mine.map(|mine| &mine.body) {
+        Some(Body::Regroup(mine)) => agrees(mine, other),
+        _ => false,
+    };
+    known.is_none_or(|(known, _)| with_mine(new) && !with_mine(known))
 }
 
 /// Two statements that allow to go on together; what each saw of the stuck round may differ.
@@ -405,3 +428,6 @@ pub fn check_proof(
         u64::try_from(share).unwrap_or(0),
     ))
 }
+
+#[cfg(test)]
+mod model;

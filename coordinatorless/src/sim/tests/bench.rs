@@ -190,11 +190,11 @@ impl Bench {
                     self.event(to, Event::Message { from, message });
                 }
                 Item::Event(to, life, event) if self.peers[to].life == life => self.event(to, *event),
-                Item::Timer(to, life, timer) if self.peers[to].life == life => {
-                    if self.peers[to].timers.get(&timer) == Some(&at) {
-                        self.peers[to].timers.remove(&timer);
-                        self.event(to, Event::Timer(timer));
-                    }
+                Item::Timer(to, life, timer)
+                    if self.peers[to].life == life && self.peers[to].timers.get(&timer) == Some(&at) =>
+                {
+                    self.peers[to].timers.remove(&timer);
+                    self.event(to, Event::Timer(timer));
                 }
                 _ => {}
             }
