@@ -53,6 +53,11 @@ pub enum StoreError {
         /// The other process's id, or "(unknown)".
         process: String,
     },
+    /// Deleted under the process that works in it.
+    #[error(
+        "the peer's directory was deleted while the peer ran: its key and records are gone, and what is written now is lost"
+    )]
+    Deleted,
     /// No records there.
     #[error("no records in {}: expected the file {}", dir.display(), dir.join("records.redb").display())]
     Missing {
@@ -108,7 +113,7 @@ enum Backend {
     Writer {
         database: Database,
         wal: Mutex<Wal>,
-        _lock: DirLock,
+        lock: DirLock,
     },
     Reader(ReadOnlyDatabase),
     /// A private copy of a database that a crash left unfinished; its file goes with it.
@@ -142,12 +147,19 @@ impl Store {
         })?;
         let wal = Mutex::new(Wal::open(dir)?);
         Ok(Self {
-            backend: Backend::Writer {
-                database,
-                wal,
-                _lock: lock,
-            },
+            backend: Backend::Writer { database, wal, lock },
         })
+    }
+
+    /// Whether the directory is still there. Files that are open go on working without a name, so writing alone never tells.
+    ///
+    /// # Errors
+    /// [`StoreError::Deleted`].
+    pub fn must_be_there(&self) -> Result<(), StoreError> {
+        match &self.backend {
+            Backend::Writer { lock, .. } if !lock.is_there() => Err(StoreError::Deleted),
+            _ => Ok(()),
+        }
     }
 
     /// Opens the records in `dir` for reading, also while a peer runs there. Writes nothing into `dir`; a database left unfinished

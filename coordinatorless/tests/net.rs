@@ -135,6 +135,8 @@ async fn a_member_that_comes_back_on_another_port_is_linked_again() {
     drop(b.net);
     a.next(|event| matches!(event, NetEvent::Disconnected(_)).then_some(()))
         .await;
+    // Without its note of the port that it had, it takes any.
+    std::fs::remove_file(dir.path().join("port")).unwrap();
     let mut config = config(2, &dir);
     config.known = known;
     let (b_net, _events) = Net::start(config).await.unwrap();
@@ -368,6 +370,43 @@ async fn a_port_that_is_taken_is_named() {
             .to_string()
             .contains(&taken.local_addr().unwrap().port().to_string())
     );
+}
+
+/// Takes the port that a peer wrote down, as soon as it is free.
+async fn port_of(dir: &TempDir) -> UdpSocket {
+    let port: u16 = std::fs::read_to_string(dir.path().join("port"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let free = async {
+        loop {
+            if let Ok(socket) = UdpSocket::bind(("127.0.0.1", port)) {
+                return socket;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, free).await.expect("the port is let go")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_was_not_given_a_port_comes_back_where_it_was_and_elsewhere_if_that_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ports = Vec::new();
+    for _ in 0..2 {
+        let (net, _events) = Net::start(config(1, &dir)).await.unwrap();
+        ports.push(net.addr().await);
+        net.shutdown().await;
+        drop(net);
+        // The socket closes when the last task that has it ends: a new process would not have to wait for that.
+        drop(port_of(&dir).await);
+    }
+    assert_eq!(ports[0], ports[1]);
+    let _other = port_of(&dir).await;
+    let (net, _events) = Net::start(config(1, &dir)).await.unwrap();
+    let elsewhere = net.addr().await;
+    assert!(elsewhere != ports[0] && elsewhere.ip_addrs().next().is_some());
+    net.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,12 +2,16 @@
 //!
 //! With [`Relay::None`] nothing but the given socket is used: no relay, no address lookup, no port mapping. Such an endpoint never
 //! waits for being "online", which it never will be.
+//!
+//! Whoever comes back is looked for where it was last met. So a peer that was not given a port takes the one it had before, if that is
+//! still free: a whole run that was switched off finds itself again by the addresses that its peers remember.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use iroh::address_lookup::MemoryLookup;
-use iroh::endpoint::{BindError, PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::{BindError, BindOpts, Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::{Endpoint, EndpointAddr, PublicKey, RelayMode, RelayUrl, SecretKey, TransportAddr};
 
 use super::meter::Meter;
@@ -21,6 +25,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long [`address`] waits for the first direct address.
 const FIRST_ADDRESS: Duration = Duration::from_secs(2);
 
+/// The file in a peer's directory that names the port it had.
+const PORT: &str = "port";
+
 /// The key behind a peer's id.
 pub(super) fn public_key(peer: PeerId) -> Result<PublicKey, NetError> {
     PublicKey::from_bytes(&peer.0).map_err(|_| NetError::NotAPeer { peer })
@@ -31,11 +38,40 @@ pub(super) fn peer_id(key: PublicKey) -> PeerId {
     PeerId(*key.as_bytes())
 }
 
-/// Binds the endpoint.
+/// Binds the endpoint: where it was told to, else on the port it had before, else on any.
 ///
 /// # Errors
 /// [`NetError::PortTaken`] where another process has the port, [`NetError::BadRelay`] for a relay that is no URL.
 pub(super) async fn bind(config: &NetConfig, lookup: MemoryLookup, meter: Meter) -> Result<Endpoint, NetError> {
+    let file = config.dir.join(PORT);
+    let chosen = config.bind.map_or(0, |address| address.port());
+    if let Some(port) = last_port(&file).filter(|_| chosen == 0) {
+        let again = builder(config, lookup.clone(), meter.clone(), port)?.bind().await;
+        match again {
+            Ok(endpoint) => return Ok(endpoint),
+            Err(error) => tracing::info!(port, %error, "the port of last time is not to be had; taking another"),
+        }
+    }
+    let bound = builder(config, lookup, meter, chosen)?.bind().await;
+    let endpoint = bound.map_err(|error| explain(error, config.bind))?;
+    let port = endpoint
+        .bound_sockets()
+        .iter()
+        .find(|at| at.is_ipv4() || config.bind.is_some())
+        .map(SocketAddr::port);
+    if let Some(Err(error)) = port.map(|port| std::fs::write(&file, port.to_string())) {
+        tracing::warn!(%error, "the port could not be written down; the next start takes another");
+    }
+    Ok(endpoint)
+}
+
+fn last_port(file: &Path) -> Option<u16> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.trim().parse().ok().filter(|port| *port > 0)
+}
+
+/// An endpoint to be bound to `port` (0: any), on the address given or on all.
+fn builder(config: &NetConfig, lookup: MemoryLookup, meter: Meter, port: u16) -> Result<Builder, NetError> {
     let idle = VarInt::from_u32(IDLE.as_millis() as u32);
     let transport = QuicTransportConfig::builder()
         .max_idle_timeout(Some(idle.into()))
@@ -43,7 +79,7 @@ pub(super) async fn bind(config: &NetConfig, lookup: MemoryLookup, meter: Meter)
         .default_path_max_idle_timeout(IDLE)
         .default_path_keep_alive_interval(KEEP_ALIVE)
         .build();
-    let mut builder = match &config.relay {
+    let builder = match &config.relay {
         Relay::None => Endpoint::builder(presets::Minimal)
             .relay_mode(RelayMode::Disabled)
             .portmapper_config(PortmapperConfig::Disabled),
@@ -53,18 +89,22 @@ pub(super) async fn bind(config: &NetConfig, lookup: MemoryLookup, meter: Meter)
             Endpoint::builder(presets::N0).relay_mode(RelayMode::custom([relay]))
         }
     };
-    builder = builder
+    let builder = builder
         .secret_key(SecretKey::from_bytes(&config.secret))
         .transport_config(transport)
         .address_lookup(lookup)
         .hooks(meter);
-    if let Some(address) = config.bind {
-        builder = builder
+    let bound = match config.bind {
+        Some(address) => builder
             .clear_ip_transports()
-            .bind_addr(address)
-            .map_err(|error| NetError::Bind(error.to_string()))?;
-    }
-    builder.bind().await.map_err(|error| explain(error, config.bind))
+            .bind_addr(SocketAddr::new(address.ip(), port)),
+        // IPv6 may be missing, as without a port of one's own.
+        None => builder.bind_addr((Ipv4Addr::UNSPECIFIED, port)).and_then(|builder| {
+            let optional = BindOpts::default().set_is_required(false);
+            builder.bind_addr_with_opts((Ipv6Addr::UNSPECIFIED, port), optional)
+        }),
+    };
+    bound.map_err(|error| NetError::Bind(error.to_string()))
 }
 
 fn explain(error: BindError, bind: Option<SocketAddr>) -> NetError {

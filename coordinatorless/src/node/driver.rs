@@ -154,7 +154,7 @@ impl Driver {
                 Some(job) = self.jobs.join_next(), if !self.jobs.is_empty() => self.job(job.unwrap_or(Job::Nothing))?,
                 command = self.node.commands.recv() => self.command(command)?,
                 () = tokio::time::sleep(wake) => {}
-                _ = beat.tick() => self.report().await,
+                _ = beat.tick() => self.report().await?,
             }
             self.fire_timers()?;
             if self.is_over() {
@@ -421,7 +421,9 @@ impl Driver {
         all.into_iter().collect()
     }
 
-    async fn report(&mut self) {
+    async fn report(&mut self) -> Result<(), NodeError> {
+        // Whoever goes on without a directory trains, and is paid, with a key that is lost.
+        self.node.store.must_be_there()?;
         self.keep_connections();
         let status = NodeStatus {
             chain: self.state.chain().clone(),
@@ -440,5 +442,6 @@ impl Driver {
             );
         }
         self.node.status.send_replace(Some(status));
+        Ok(())
     }
 }

@@ -231,3 +231,12 @@ fn small_facts_and_the_log_are_there_after_reopening() {
     store.wal_clear().unwrap();
     assert!(store.wal_entries().unwrap().is_empty());
 }
+
+#[test]
+fn a_directory_deleted_under_its_process_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.must_be_there().unwrap();
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    assert!(matches!(store.must_be_there(), Err(StoreError::Deleted)));
+}

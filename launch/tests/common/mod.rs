@@ -135,6 +135,11 @@ pub fn start(home: &Path, name: &str, bind: &str, args: &[&str]) -> Running {
     Running(child)
 }
 
+/// Starts a peer in the folder of its name, on loopback and whichever port it likes.
+pub fn up(home: &Path, name: &str, args: &[&str]) -> Running {
+    start(home, name, "127.0.0.1:0", &[args, &["--dir", name]].concat())
+}
+
 /// What the peer said.
 pub fn said(home: &Path, name: &str) -> String {
     fs::read_to_string(home.join(format!("{name}.log"))).unwrap_or_default()
@@ -183,6 +188,13 @@ pub fn events(home: &Path, name: &str, kind: &str) -> Vec<Value> {
     let text = fs::read_to_string(home.join(name).join("events.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter(|line| line["ev"] == kind).collect()
+}
+
+/// The rounds that a peer decided, oldest first. It may be running, or gone: half a line is no line.
+pub fn decided(home: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(home.join(name).join("events.jsonl")).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["ev"] == "round_decided").collect()
 }
 
 /// Copies a folder.

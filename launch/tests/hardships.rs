@@ -1,0 +1,236 @@
+//! What happens to one real peer among four on one machine: it is frozen, started twice, its disk fills up, its directory is deleted.
+//! Each time the others go on, and what the peer says names the cause.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Running, decided, ends_within, leave, murmur, refused, said, up, wait};
+
+/// Rounds of about two seconds, and a short patience where one that is gone held too much weight.
+const RUN: &str = r#"
+name = "hard"
+text = ["text.txt"]
+[model]
+dim = 32
+layers = 1
+heads = 2
+ffn = 64
+[training]
+seq_len = 32
+batch_sequences = 2
+max_inner_steps = 8
+[membership]
+round_batches = 16
+weight_delay = 1
+weight_window = 6
+regroup_secs = 3.0
+regroup_minority_factor = 2.0
+[timing]
+train_secs = 1.5
+collect_secs = 2.0
+fetch_secs = 1.0
+view_secs = 1.0
+[storage]
+snapshot_rounds = 4
+"#;
+
+/// How long a peer is frozen, unless `HARDSHIPS_FROZEN_SECS` says otherwise: longer than any connection stays open in silence.
+const FROZEN: u64 = 12;
+
+fn last_round(home: &Path, name: &str) -> u64 {
+    decided(home, name)
+        .last()
+        .map_or(0, |line| line["round"].as_u64().unwrap())
+}
+
+fn until(home: &Path, what: &str, secs: u64, holds: impl Fn() -> bool) -> f64 {
+    let begun = Instant::now();
+    while !holds() {
+        let logs = || {
+            ["a", "b", "c", "d"]
+                .map(|name| format!("{name}: {}", said(home, name)))
+                .join("\n")
+        };
+        assert!(
+            begun.elapsed().as_secs() < secs,
+            "not within {secs} s: {what}\n{}",
+            logs()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    begun.elapsed().as_secs_f64()
+}
+
+/// `a` decides two more rounds.
+fn the_others_go_on(home: &Path) {
+    let from = last_round(home, "a");
+    let secs = until(home, "the others go on", 40, || last_round(home, "a") >= from + 2);
+    println!("the others decided two rounds more within {secs:.1} s");
+}
+
+/// `name` is counted by `a` in a round after those decided so far.
+fn counts_again(home: &Path, name: &str, id: &str) {
+    let from = last_round(home, "a");
+    let secs = until(home, "it counts again", 60, || {
+        decided(home, "a").iter().any(|line| {
+            line["round"].as_u64() > Some(from)
+                && line["contributors"].as_array().unwrap().iter().any(|other| other == id)
+        })
+    });
+    println!("{name} counted again after {secs:.1} s");
+}
+
+fn id(home: &Path, name: &str) -> String {
+    common::events(home, name, "started").last().unwrap()["peer"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+fn signal(peer: &Running, which: &str) {
+    let pid = peer.0.id().to_string();
+    assert!(
+        Command::new("sh")
+            .args(["-c", &format!("kill -{which} {pid}")])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// A small file system of its own, unmounted at the end whatever happens.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where this user may not mount.
+    fn mount(at: &Path) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=48m", "tmpfs"])
+            .arg(at)
+            .output();
+        mounted
+            .is_ok_and(|output| output.status.success())
+            .then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn one_of_four_is_frozen_or_loses_its_disk_and_the_others_go_on() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    common::text(home);
+    fs::write(home.join("run.toml"), RUN).unwrap();
+    let a = up(home, "a", &["new", "run.toml"]);
+    wait(home, "a", &["round>=1"]);
+    let ticket = String::from_utf8(murmur(home, &["ticket", "--dir", "a"]).stdout).unwrap();
+    let ticket = ticket.trim();
+    let disk = SmallDisk::mount(&home.join("d"));
+    let b = up(home, "b", &["join", ticket]);
+    let c = up(home, "c", &["join", ticket]);
+    let d = up(home, "d", &["join", ticket]);
+    for name in ["b", "c", "d"] {
+        wait(home, name, &["members>=4", "tokens>=1"]);
+        counts_again(home, name, &id(home, name));
+    }
+
+    // Two processes in one directory: the second is told which process has it.
+    refused(
+        home,
+        &["join", "--dir", "c"],
+        2,
+        &["in use by process", &c.0.id().to_string(), "--dir"],
+    );
+
+    frozen(home, &c);
+    match disk {
+        Some(disk) => leave(home, "d", full(home, d, &disk)),
+        None => {
+            println!("skipped: a full disk (this user may not mount a file system)");
+            leave(home, "d", d);
+        }
+    }
+    deleted(home, c);
+    leave(home, "b", b);
+    leave(home, "a", a);
+}
+
+/// Whoever is frozen and thawed catches up, and holds the same models as the others.
+fn frozen(home: &Path, c: &Running) {
+    let secs = std::env::var("HARDSHIPS_FROZEN_SECS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(FROZEN);
+    let before = last_round(home, "a");
+    signal(c, "STOP");
+    std::thread::sleep(Duration::from_secs(secs));
+    the_others_go_on(home);
+    let missed = last_round(home, "a");
+    signal(c, "CONT");
+    assert!(missed >= before + 3, "rounds {before} to {missed}");
+    println!("rounds {before} to {missed} went on while one was frozen for {secs} s");
+    counts_again(home, "c", &id(home, "c"));
+    let root = |name: &str, round: u64| {
+        let lines = decided(home, name).into_iter().rev();
+        lines
+            .filter(|line| line["round"].as_u64() == Some(round))
+            .map(|line| line["model_root"].clone())
+            .next()
+    };
+    let round = last_round(home, "c");
+    until(home, "a is there too", 20, || root("a", round).is_some());
+    assert_eq!(root("a", round), root("c", round));
+}
+
+/// A disk without room ends the peer with a message that says so; with room again it is the same member.
+fn full(home: &Path, mut d: Running, disk: &SmallDisk) -> Running {
+    let me = id(home, "d");
+    let filler = disk.0.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    drop(file);
+    let ended = ends_within(&mut d.0, 40);
+    assert!(ended.is_some_and(|code| code != 0), "{ended:?}: {}", said(home, "d"));
+    let words = said(home, "d");
+    assert!(
+        words.contains("No space left") && !words.contains("panicked"),
+        "{words}"
+    );
+    println!(
+        "a full disk ended the peer: {}",
+        words.lines().last().unwrap_or_default()
+    );
+    the_others_go_on(home);
+    fs::remove_file(&filler).unwrap();
+    let again = up(home, "d", &["join"]);
+    counts_again(home, "d", &me);
+    assert_eq!(id(home, "d"), me);
+    again
+}
+
+/// A directory deleted under a running peer ends it; there is nothing to go on with, and that is what a second start says.
+fn deleted(home: &Path, mut c: Running) {
+    fs::remove_dir_all(home.join("c")).unwrap();
+    let ended = ends_within(&mut c.0, 40);
+    assert!(ended.is_some_and(|code| code != 0), "{ended:?}: {}", said(home, "c"));
+    let words = said(home, "c");
+    assert!(!words.contains("panicked"), "{words}");
+    println!(
+        "a deleted directory ended the peer: {}",
+        words.lines().last().unwrap_or_default()
+    );
+    the_others_go_on(home);
+    refused(home, &["join", "--dir", "c"], 2, &["holds no peer yet", "ticket"]);
+}
