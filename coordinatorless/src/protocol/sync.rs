@@ -114,9 +114,10 @@ impl State {
     fn follow(&mut self, now: Micros, from: PeerId, mut base: Arc<ChainState>, records: Vec<Arc<Decided>>) {
         let start = base.agreed.round.next();
         for decided in records {
-            // The state to check against is mine, or what the survivors of the fork made of it.
-            let on_mine = decided.regroup.is_empty() && decided.record.slot.branch == self.chain.agreed.branch;
-            let started = if on_mine {
+            // The state to check against is mine, or what the survivors of the fork made of it. The first record of the branch that
+            // this peer itself began is no other branch, whatever proof comes with it.
+            let on_mine = decided.record.slot.branch == self.chain.agreed.branch;
+            let started = if on_mine && decided.regroup.is_empty() {
                 Ok(((*self.chain).clone(), CERTIFIED))
             } else {
                 self.branch_start(&base, &decided)
@@ -125,6 +126,7 @@ impl State {
             // fork certified always counts (R21a).
             if let Ok((_, share)) = &started
                 && *share < CERTIFIED
+                && !on_mine
                 && !self.may_leave_for(now, *share)
             {
                 return;

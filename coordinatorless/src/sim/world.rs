@@ -758,6 +758,7 @@ impl World {
 
     fn notice(&mut self, at: usize, notice: Notice) {
         self.count_notice(at, &notice);
+        tracing::debug!(secs = self.now as f64 / 1e6, peer = at, ?notice, "notices");
         match notice {
             Notice::Advanced {
                 agree,
