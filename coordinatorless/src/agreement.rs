@@ -303,6 +303,16 @@ impl Agreement {
             .collect()
     }
 
+    /// Whether more than 2/3 of the weight is seen to have prevoted this record in one view of the height in progress.
+    pub fn has_polka(&self, record: &Hash) -> bool {
+        let Some(running) = self.running.as_ref() else {
+            return false;
+        };
+        let valid = running.engine.driver.valid_value();
+        running.gathered.has_polka(record, &running.host.voters)
+            || valid.is_some_and(|valid| valid.value.hash == *record)
+    }
+
     /// What to send again, about once a second (A5): this peer's proposal and votes of this view and the one before. From view 1 on
     /// also the record that has a polka, with its prevotes: whoever is locked on it can't vote for another, and the others can
     /// follow only if they see why.

@@ -62,6 +62,12 @@ impl Gathered {
         })
     }
 
+    /// Whether prevotes for a record are a polka in some view.
+    pub(super) fn has_polka(&self, record: &Hash, voters: &Voters) -> bool {
+        let mut of_record = self.prevotes.iter().filter(|((_, of), _)| of == record);
+        of_record.any(|(_, prevotes)| voters.quorum(prevotes.weight))
+    }
+
     /// The prevotes noted for a record in a view.
     pub(super) fn prevotes(&self, view: View, record: Hash) -> impl Iterator<Item = (PeerId, Signature)> + '_ {
         let prevotes = self.prevotes.get(&(view, record)).into_iter();

@@ -18,7 +18,7 @@ use crate::wire::{Body, Signed};
 pub(super) struct Running {
     pub(super) engine: State<Murmur>,
     pub(super) host: Host,
-    gathered: Gathered,
+    pub(super) gathered: Gathered,
     doubles: Doubles,
     accused: BTreeSet<(PeerId, &'static str)>,
 }

@@ -61,6 +61,8 @@ struct Check {
     came: Micros,
     hash: Hash,
     record: Arc<Record>,
+    /// What this peer alone holds against it; a polka overrules that.
+    objection: Option<String>,
 }
 
 impl RoundState {
@@ -209,6 +211,10 @@ impl State {
         }
         let outputs = self.agreement.message(now, message);
         self.agreed(now, outputs);
+        // This vote may have completed the polka that overrules an objection.
+        if self.round.checks.iter().any(|check| check.objection.is_some()) {
+            self.recheck(now);
+        }
     }
 
     /// Carries out what the engine says.
@@ -371,7 +377,7 @@ impl State {
         {
             return self.recheck(now);
         }
-        let lawful = match self.lawful(now, view, &record, hash) {
+        let lawful = match self.lawful(view, &record, hash) {
             Ok(()) => true,
             Err(reason) => {
                 let from = self.voters.proposer(record.slot.round, view);
@@ -399,12 +405,17 @@ impl State {
             if self.round.checks.len() >= MAX_CHECKS {
                 self.round.checks.remove(0);
             }
-            let came = now;
+            let objection = self.objection(now, view, &record);
+            if let Some(reason) = objection.clone().filter(|_| !self.agreement.has_polka(&hash)) {
+                let from = self.voters.proposer(record.slot.round, view);
+                self.reject(from, "proposal", reason);
+            }
             self.round.checks.push(Check {
                 view,
-                came,
+                came: now,
                 hash,
                 record,
+                objection,
             });
             self.fetch_named();
         }
@@ -430,7 +441,7 @@ impl State {
         self.out.extend(fetches);
     }
 
-    fn lawful(&self, now: Micros, view: View, record: &Record, hash: Hash) -> Result<(), String> {
+    fn lawful(&self, view: View, record: &Record, hash: Hash) -> Result<(), String> {
         if record.beacon.view > view {
             return Err("its beacon is from a later view".into());
         }
@@ -442,23 +453,30 @@ impl State {
                 self.regroup.insists(view)
             ));
         }
-        for change in &record.changes {
-            if let Change::Lapse(id) = change
-                && self.hears(now, id)
-            {
-                return Err(format!("it lapses {}, who is heard", id.short()));
-            }
-        }
-        // Certificates of two views may both be valid for the parent; who saw the other one must not be stuck for good.
-        if record.parent_view != self.parent_view && view < CENSORSHIP_VIEWS && self.chain.agreed.round > Round(0) {
-            return Err(format!(
-                "parent_view: expected {}, found {}",
-                self.parent_view, record.parent_view
-            ));
-        }
         self.step(record, hash)
             .map(drop)
             .map_err(|violation| violation.to_string())
+    }
+
+    /// What only this peer's own ears and clock tell against a record. A judgement like that changes with time, and whoever is
+    /// locked on a record cannot wait for it: once more than 2/3 of the weight have prevoted the record, more than 1/3 of it honest
+    /// and of another mind, it counts no more. Else those locked and those who object block each other for good.
+    fn objection(&self, now: Micros, view: View, record: &Record) -> Option<String> {
+        let lapsed = record.changes.iter().find_map(|change| match change {
+            Change::Lapse(id) => Some(id).filter(|id| self.hears(now, id)),
+            _ => None,
+        });
+        if let Some(id) = lapsed {
+            return Some(format!("it lapses {}, who is heard", id.short()));
+        }
+        // Certificates of two views may both be valid for the parent; who saw the other one must not be stuck for good.
+        let other_parent = record.parent_view != self.parent_view && self.chain.agreed.round > Round(0);
+        (other_parent && view < CENSORSHIP_VIEWS).then(|| {
+            format!(
+                "parent_view: expected {}, found {}",
+                self.parent_view, record.parent_view
+            )
+        })
     }
 
     /// R11, second half: votes for what is lawful, held in full, of the same model, and no censorship (R12).
@@ -473,7 +491,9 @@ impl State {
                 let mut named = check.record.contributions.iter();
                 named.all(|one| self.round.held.contains(&one.commit.blob) || planted(Bug::VoteWithoutHolding))
             })
-            .filter(|check| !self.censors(check))
+            .filter(|check| {
+                self.agreement.has_polka(&check.hash) || (check.objection.is_none() && !self.censors(check))
+            })
             .map(|check| check.hash)
             .collect();
         self.round.checks.retain(|check| !ready.contains(&check.hash));

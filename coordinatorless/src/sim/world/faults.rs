@@ -115,6 +115,10 @@ impl World {
             self.checker.proposed(&proposal.record);
         }
         if message.signer == peer.keys.id() {
+            if let Body::Vote(vote) = &message.body {
+                let (view, kind, record) = (vote.slot.view, vote.kind, vote.record);
+                tracing::trace!(secs = self.now as f64 / 1e6, peer = at, view, ?kind, ?record, "votes");
+            }
             let disk = &peer.disk;
             self.checker
                 .says(at, message, disk.wal.len(), |blob| disk.blobs.contains(blob));
