@@ -45,6 +45,8 @@ pub struct Report {
     pub noticed: std::collections::BTreeMap<String, u64>,
     /// Liars that the record chain slashed.
     pub slashed: std::collections::BTreeSet<usize>,
+    /// A third of the weight or more came to lie (honest peers that are away lose weight): from then on nothing was promised.
+    pub beyond_model: bool,
     /// What was held to, how often, and how often it broke.
     pub invariants: Vec<Invariant>,
     /// Wall-clock seconds the simulation took.
@@ -78,6 +80,7 @@ pub fn run(scenario: &Scenario) -> Report {
         rounds: scenario.rounds,
         digest,
         violations,
+        beyond_model: world.is_beyond(),
         invariants: world.invariants(),
         refused: std::mem::take(&mut world.refused),
         noticed: std::mem::take(&mut world.noticed),
@@ -101,6 +104,8 @@ pub fn run(scenario: &Scenario) -> Report {
 pub struct Seeds {
     /// How many kept every promise.
     pub passed: u64,
+    /// Of these, how many went beyond what is promised anything.
+    pub beyond: u64,
     /// The first that did not.
     pub failed: Option<Report>,
 }
@@ -108,7 +113,7 @@ pub struct Seeds {
 /// Runs `count` seeds from the scenario's own on, on all cores; stops soon after one fails.
 pub fn run_seeds(scenario: &Scenario, count: u64) -> Seeds {
     let next = AtomicU64::new(0);
-    let passed = AtomicU64::new(0);
+    let (passed, beyond) = (AtomicU64::new(0), AtomicU64::new(0));
     let failed: Mutex<Option<Report>> = Mutex::new(None);
     let worker = || {
         loop {
@@ -124,6 +129,7 @@ pub fn run_seeds(scenario: &Scenario, count: u64) -> Seeds {
             });
             if report.ok {
                 passed.fetch_add(1, Ordering::Relaxed);
+                beyond.fetch_add(u64::from(report.beyond_model), Ordering::Relaxed);
                 continue;
             }
             let mut first = failed();
@@ -140,6 +146,7 @@ pub fn run_seeds(scenario: &Scenario, count: u64) -> Seeds {
     });
     Seeds {
         passed: passed.into_inner(),
+        beyond: beyond.into_inner(),
         failed: failed.into_inner().unwrap_or_else(PoisonError::into_inner),
     }
 }

@@ -400,6 +400,9 @@ pub fn check_proof(
     proof: &[(PeerId, Regroup, Signature)],
     scheme: Scheme,
 ) -> Result<(ChainState, u64), &'static str> {
+    if config.membership.on_quorum_loss == QuorumLoss::Halt {
+        return Err("this run waits for its quorum: no branch begins in it");
+    }
     let Some((_, first, _)) = proof.first() else {
         return Err("no statements");
     };

@@ -4,6 +4,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
+use super::adversary::{LiarKind, Liars};
+
 /// One thing that goes wrong.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +22,18 @@ pub struct Fault {
     /// How fast the clock runs ([`FaultKind::Drift`]); 1 is right.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rate: f64,
+}
+
+impl Fault {
+    /// Whether this mends something: without it, a run that stands still would prove nothing.
+    pub fn mends(&self) -> bool {
+        match self.kind {
+            FaultKind::Heal | FaultKind::Restart | FaultKind::RestartWithoutWal | FaultKind::Join => true,
+            FaultKind::SlowDisk => self.secs == 0.0,
+            FaultKind::Drift => self.rate == 1.0,
+            _ => false,
+        }
+    }
 }
 
 fn is_zero(value: &f64) -> bool {
@@ -68,10 +82,24 @@ pub struct Chaos {
     pub from_secs: f64,
     /// By then all are over.
     pub until_secs: f64,
+    /// How many peers lie, each in a way that the seed draws; less than a third of them.
+    #[serde(default)]
+    pub liars: usize,
 }
 
 impl Chaos {
-    /// The faults that this seed draws for `peers` peers; `join` peers stay out of it until the scenario brings them in.
+    /// Who lies, and how.
+    pub fn draw_liars(&self, seed: u64, peers: usize) -> Vec<Liars> {
+        let mut rng = ChaCha12Rng::from_seed(blake3::derive_key("murmur/v1/sim-chaos-liars", &seed.to_le_bytes()));
+        let mut rest: Vec<usize> = (0..peers).collect();
+        let liars = (0..self.liars.min(peers)).map(|_| Liars {
+            kind: LiarKind::ALL[rng.random_range(0..LiarKind::ALL.len())],
+            peers: vec![rest.swap_remove(rng.random_range(0..rest.len()))],
+        });
+        liars.collect()
+    }
+
+    /// The faults that this seed draws for `peers` peers.
     pub fn draw(&self, seed: u64, peers: usize) -> Vec<Fault> {
         let seed = blake3::derive_key("murmur/v1/sim-chaos", &seed.to_le_bytes());
         let mut rng = ChaCha12Rng::from_seed(seed);
@@ -94,12 +122,21 @@ impl Chaos {
                     fault(at_secs, &hit, FaultKind::Crash),
                     fault(end, &hit, FaultKind::Restart),
                 ]),
+                // Who lost its log is silent until the next decision: with liars beside it, too few may be left to decide.
                 1 => all.extend([
                     fault(at_secs, &one, FaultKind::Crash),
-                    fault(end, &one, FaultKind::RestartWithoutWal),
+                    fault(
+                        end,
+                        &one,
+                        if self.liars == 0 {
+                            FaultKind::RestartWithoutWal
+                        } else {
+                            FaultKind::Restart
+                        },
+                    ),
                 ]),
                 2 => all.push(Fault {
-                    secs: rng.random_range(0.1..10.0),
+                    secs: (end - at_secs).min(10.0),
                     ..fault(at_secs, &one, FaultKind::PowerLoss)
                 }),
                 3 => all.push(Fault {

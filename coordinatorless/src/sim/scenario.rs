@@ -200,6 +200,7 @@ impl Scenario {
         let mut all = self.clone();
         if let Some(chaos) = all.chaos.take() {
             all.faults.extend(chaos.draw(self.seed, self.peers));
+            all.liars.extend(chaos.draw_liars(self.seed, self.peers));
             all.faults.sort_by(|a, b| a.at_secs.total_cmp(&b.at_secs));
         }
         all

@@ -131,6 +131,7 @@ pub(super) struct World {
 
 impl World {
     pub fn new(scenario: &Scenario) -> Self {
+        let scenario = &scenario.spelled_out();
         let config = Arc::new(scenario.config());
         let genesis: BTreeSet<PeerId> = config.genesis.iter().map(|member| member.id).collect();
         let peers: Vec<Peer> = (0..scenario.peers)
@@ -181,7 +182,7 @@ impl World {
             messages: 0,
             kinds: BTreeMap::new(),
             bytes: 0,
-            scenario: scenario.spelled_out(),
+            scenario: scenario.clone(),
         };
         world.faults_left = world.scenario.faults.len();
         world.checker.liars = world.gang.peers().collect();
@@ -215,6 +216,11 @@ impl World {
             }
             self.step(item);
         }
+    }
+
+    /// Whether so much of the weight came to lie that nothing was promised any more.
+    pub fn is_beyond(&self) -> bool {
+        self.checker.beyond
     }
 
     /// How each promise was kept.
@@ -414,6 +420,7 @@ impl World {
             Effect::Store { decided, state } => {
                 let round = decided.record.slot.round;
                 self.weigh_holders(at, &decided);
+                self.weigh_liars(at, &state.voters());
                 self.checker.decided(at, &decided);
                 let (slot, view) = (decided.record.slot, decided.certificate.slot.view);
                 let (counted, changes) = (decided.record.contributions.len(), decided.record.changes.len());

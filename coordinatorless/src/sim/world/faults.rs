@@ -1,6 +1,7 @@
 //! What a scenario's faults do to the world, and what the checker sees of it.
 
 use super::{Item, World};
+use crate::agreement::Voters;
 use crate::protocol::SECOND;
 use crate::protocol::event::Event;
 use crate::sim::fault::FaultKind;
@@ -122,6 +123,15 @@ impl World {
             let disk = &peer.disk;
             self.checker
                 .says(at, message, disk.wal.len(), |blob| disk.blobs.contains(blob));
+        }
+    }
+
+    /// Less than a third of the weight lies: that is what everything rests on.
+    pub(super) fn weigh_liars(&mut self, at: usize, voters: &Voters) {
+        if !self.gang.has(at) {
+            let weights = self.gang.peers().map(|at| voters.weight_of(&self.peers[at].keys.id()));
+            let lying: u64 = weights.sum();
+            self.checker.beyond |= lying > 0 && u128::from(lying) * 3 >= u128::from(voters.total());
         }
     }
 
