@@ -226,6 +226,9 @@ impl State {
         self.out.push(Effect::Members(roster.neighbours()));
         // Who votes alone has nobody to listen to, and nobody to deceive.
         let vote = self.log_whole || self.chain.voters().len() == 1;
+        if !vote {
+            self.out.push(Effect::Persist(log::lost()));
+        }
         self.recall_polka(now);
         self.start_round(now, vote);
         if vote {

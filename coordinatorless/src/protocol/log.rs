@@ -4,7 +4,11 @@
 //! entry = 0 | an entry of the agreement's own, of any branch
 //!       | 1 | this peer's regroup statement, before it is sent
 //!       | 2 | the statements with which this peer began a branch, before it signs anything there
+//!       | 3   an earlier log was lost: what was signed for this round is not known
 //! ```
+//! A peer without its log listens until the next decision, and says so in its new log first: else a second restart in the same round
+//! would find a log, whole and empty, and sign against what was sent before the first.
+//!
 //! A branch that was begun and has no record yet lives in this log alone: the store still ends at the fork. A peer that restarts
 //! goes on where it was, on the branch begun last, with its statements of all attempts and its votes of all branches. The log is
 //! emptied when a record is decided, whatever its branch.
@@ -19,6 +23,7 @@ pub(super) type Statement = (PeerId, Regroup, Signature);
 const AGREEMENT: u8 = 0;
 const STATEMENT: u8 = 1;
 const BEGAN: u8 = 2;
+const LOST: u8 = 3;
 
 /// What a log says.
 #[derive(Default)]
@@ -29,7 +34,9 @@ pub(super) struct Log {
     pub statements: Vec<Statement>,
     /// The statements with which the newest branch began.
     pub began: Option<Vec<Statement>>,
-    /// Whether every entry could be read, but for a last one that was torn while it was written: nothing was sent after that.
+    /// Whether an earlier log of this round was lost.
+    pub lost: bool,
+    /// Whether nothing of this round was lost, and every entry could be read, but for a last one that was torn while it was written: nothing was sent after that.
     pub whole: bool,
 }
 
@@ -46,6 +53,11 @@ pub(super) fn statement(statement: Statement) -> Vec<u8> {
 /// The entry of a branch's beginning.
 pub(super) fn began(proof: &Vec<Statement>) -> Vec<u8> {
     tagged(BEGAN, &proof.to_canonical())
+}
+
+/// The entry that begins a log where an earlier one was lost.
+pub(super) fn lost() -> Vec<u8> {
+    vec![LOST]
 }
 
 fn tagged(tag: u8, bytes: &[u8]) -> Vec<u8> {
@@ -66,11 +78,16 @@ pub(super) fn read(entries: &[Vec<u8>]) -> Log {
             }
             Some((&STATEMENT, bytes)) => Vec::from_canonical(bytes).map(|all| log.statements.extend(all)).is_ok(),
             Some((&BEGAN, bytes)) => Vec::from_canonical(bytes).map(|proof| log.began = Some(proof)).is_ok(),
+            Some((&LOST, [])) => {
+                log.lost = true;
+                true
+            }
             _ => false,
         };
         // An unreadable entry with others behind it may have been sent: whoever replays such a log knows too little to sign.
         log.whole &= read || index + 1 == entries.len();
     }
+    log.whole &= !log.lost;
     log
 }
 
@@ -108,6 +125,13 @@ mod tests {
         assert_eq!(log.statements, [one(1), one(2), one(3)]);
         assert_eq!(log.began, Some(vec![one(2)]));
         assert!(log.whole && log.agreement.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_follows_a_lost_one_is_not_whole() {
+        assert!(read(&[]).whole);
+        assert!(!read(&[lost()]).whole);
+        assert!(!read(&[lost(), statement(one(1))]).whole);
     }
 
     #[test]

@@ -3,6 +3,7 @@ use super::*;
 
 mod bench;
 mod regroup;
+mod scenarios;
 
 fn fault(at_secs: f64, peers: &[usize], kind: FaultKind) -> Fault {
     Fault {

@@ -24,6 +24,8 @@ use crate::wire::{Keys, Signed};
 
 /// Bytes of a simulated contribution.
 const BLOB_BYTES: u64 = 50_000;
+/// Promises broken after which nothing more is to be learnt.
+const ENOUGH: usize = 8;
 /// Records handed out in one answer.
 const RECORDS_PER_ANSWER: usize = 64;
 
@@ -211,7 +213,7 @@ impl World {
         while let Some(Reverse((at, _, key))) = self.queue.pop() {
             let Some(item) = self.items.remove(&key) else { continue };
             self.now = at;
-            if at > limit || self.done() || self.checker.violations.len() > 32 {
+            if at > limit || self.done() || self.checker.violations.len() >= ENOUGH {
                 break;
             }
             self.step(item);

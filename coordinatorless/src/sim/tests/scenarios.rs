@@ -1,0 +1,148 @@
+//! The scenarios that ship with the crate: with seeds nobody chose, in storms, and against bugs planted on purpose.
+
+use super::*;
+
+/// The seven that every change has to pass.
+const SEVEN: [&str; 7] = [
+    include_str!("../../../scenarios/smoke.toml"),
+    include_str!("../../../scenarios/churn.toml"),
+    include_str!("../../../scenarios/partition.toml"),
+    include_str!("../../../scenarios/regroup.toml"),
+    include_str!("../../../scenarios/byzantine.toml"),
+    include_str!("../../../scenarios/restart.toml"),
+    include_str!("../../../scenarios/thousand.toml"),
+];
+
+/// The seven as a test can afford them: of the thousand, enough to be a crowd.
+fn seven() -> impl Iterator<Item = Scenario> {
+    SEVEN.into_iter().map(|text| {
+        let scenario = Scenario::from_toml(text).unwrap();
+        match scenario.name.as_str() {
+            "thousand" => Scenario {
+                peers: 140,
+                rounds: 2,
+                ..scenario
+            },
+            _ => scenario,
+        }
+    })
+}
+
+#[track_caller]
+fn all_hold(scenario: &Scenario, seeds: u64) {
+    let Seeds { passed, failed, .. } = run_seeds(scenario, seeds);
+    if let Some(report) = failed {
+        let short = shrink(&Scenario {
+            seed: report.seed,
+            ..scenario.clone()
+        });
+        let text = short.map(|(short, _)| short.to_toml().unwrap());
+        panic!(
+            "{} seed {}: {:#?}\nthe shortest form found:\n{}",
+            scenario.name,
+            report.seed,
+            report.violations,
+            text.unwrap_or_default()
+        );
+    }
+    assert_eq!(passed, seeds);
+}
+
+#[test]
+fn each_of_the_seven_holds_with_twenty_seeds_that_nobody_chose() {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    for scenario in seven() {
+        let seed = since.as_nanos() as u64 >> 8;
+        println!("{}: seeds {seed} to {}", scenario.name, seed + 19);
+        all_hold(&Scenario { seed, ..scenario }, 20);
+    }
+}
+
+#[test]
+fn three_hundred_storms_break_no_promise() {
+    all_hold(
+        &Scenario::from_toml(include_str!("../../../scenarios/storm.toml")).unwrap(),
+        300,
+    );
+}
+
+#[test]
+fn two_hundred_storms_of_liars_break_no_promise() {
+    all_hold(
+        &Scenario::from_toml(include_str!("../../../scenarios/storm_of_liars.toml")).unwrap(),
+        200,
+    );
+}
+
+#[test]
+fn what_failed_once_does_not_fail_again() {
+    for text in [
+        include_str!("../../../scenarios/regressions/own_branch_refused.toml"),
+        include_str!("../../../scenarios/regressions/lapse_locked.toml"),
+        include_str!("../../../scenarios/regressions/silent_without_log.toml"),
+        include_str!("../../../scenarios/regressions/branch_of_liars_under_halt.toml"),
+        include_str!("../../../scenarios/regressions/log_lost_twice.toml"),
+    ] {
+        holds(Scenario::from_toml(text).unwrap());
+    }
+}
+
+#[test]
+fn a_failing_run_is_cut_down_to_what_breaks_it() {
+    // Nobody mends this partition, and nobody may regroup: it can't get on. The crash has nothing to do with it.
+    let scenario = Scenario {
+        peers: 4,
+        rounds: 12,
+        limit_secs: 200.0,
+        faults: vec![
+            fault(3.0, &[0], FaultKind::Pause),
+            fault(6.0, &[0, 1], FaultKind::Partition),
+        ],
+        membership: crate::config::MembershipConfig {
+            on_quorum_loss: crate::config::QuorumLoss::Halt,
+            ..Scenario::default().membership
+        },
+        ..Scenario::default()
+    };
+    let (short, report) = shrink(&scenario).unwrap();
+    assert_eq!(report.violations[0].invariant, "progress");
+    assert_eq!(short.faults.len(), 1, "{:?}", short.faults);
+    assert_eq!(short.faults[0].kind, FaultKind::Partition);
+    let again = Scenario::from_toml(&short.to_toml().unwrap()).unwrap();
+    assert_eq!(run(&again).digest, report.digest);
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn each_of_the_seven_catches_each_planted_bug() {
+    use crate::protocol::planted::{Bug, plant};
+    let bugs = [
+        Bug::VoteWithoutHolding,
+        Bug::SumInArrivalOrder,
+        Bug::SkipTheLog,
+        Bug::CountTwice,
+    ];
+    let mut missed = Vec::new();
+    for scenario in seven() {
+        for bug in bugs {
+            plant(Some(bug));
+            let report = run(&scenario);
+            plant(None);
+            let found = report.violations.first().map(|violation| violation.invariant);
+            println!("{:10} {bug:20?} {}", scenario.name, found.unwrap_or("MISSED"));
+            missed.extend(found.is_none().then(|| (scenario.name.clone(), bug)));
+        }
+        assert!(run(&scenario).ok, "{} without any bug", scenario.name);
+    }
+    assert_eq!(missed, []);
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+#[test]
+fn nothing_is_planted_in_an_ordinary_build() {
+    use crate::protocol::planted::{Bug, planted};
+    const { assert!(!planted(Bug::VoteWithoutHolding) && !planted(Bug::SkipTheLog)) };
+    const { assert!(!planted(Bug::SumInArrivalOrder) && !planted(Bug::CountTwice)) };
+}
