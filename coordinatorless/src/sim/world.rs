@@ -33,6 +33,8 @@ const RECORDS_PER_ANSWER: usize = 64;
 #[derive(Default)]
 struct Disk {
     wal: Vec<Vec<u8>>,
+    /// The log was lost, and nothing has been written to a new one.
+    wal_lost: bool,
     records: BTreeMap<Round, Arc<Decided>>,
     states: BTreeMap<Round, Arc<ChainState>>,
     models: BTreeMap<Round, Hash>,
@@ -413,10 +415,12 @@ impl World {
             Effect::Persist(entry) => {
                 let peer = &mut self.peers[at];
                 peer.disk.wal.push(entry);
+                peer.disk.wal_lost = false;
                 peer.plight.lag += peer.plight.disk;
             }
             Effect::ClearWal => {
                 self.peers[at].disk.wal.clear();
+                self.peers[at].disk.wal_lost = false;
                 self.checker.log_cleared(at);
             }
             Effect::Store { decided, state } => {
@@ -803,9 +807,10 @@ impl World {
         if self.peers[peer].state.is_none() {
             if !wal {
                 self.peers[peer].disk.wal.clear();
+                self.peers[peer].disk.wal_lost = true;
                 self.checker.log_cleared(peer);
             }
-            self.start(peer, wal);
+            self.start(peer, !self.peers[peer].disk.wal_lost);
         }
     }
 }

@@ -5,13 +5,18 @@
 //! ```
 //! A power loss may tear the last entry. Reading stops at the first entry that is not whole, and cuts it off, so that what is
 //! appended next stands behind whole entries only.
+//!
+//! A log that is not there is not simply made: it takes its name only with its first entry in it, or when it is cleared. So a log
+//! that was lost stays lost, however often the peer starts, until something is on disk that says so, or a decision makes it idle.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes before an entry's payload.
 const HEADER: usize = 4 + 32;
+/// What the file is called until it is the log.
+const UNNAMED: &str = "log.new";
 
 /// The log, open for appending.
 #[derive(Debug)]
@@ -21,10 +26,12 @@ pub struct Wal {
     end: u64,
     entries: Vec<Vec<u8>>,
     created: bool,
+    /// The folder, while the file in it has not its name yet.
+    unnamed: Option<PathBuf>,
 }
 
 impl Wal {
-    /// Opens or creates `<dir>/wal/log`, dropping a torn or corrupt tail.
+    /// Opens `<dir>/wal/log`, dropping a torn or corrupt tail, or prepares one that is not there.
     pub fn open(dir: &Path) -> std::io::Result<Self> {
         let folder = dir.join("wal");
         std::fs::create_dir_all(&folder)?;
@@ -33,9 +40,9 @@ impl Wal {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+            .create(created)
+            .truncate(created)
+            .open(if created { folder.join(UNNAMED) } else { path })?;
         File::open(&folder)?.sync_all()?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -54,7 +61,18 @@ impl Wal {
             end,
             entries,
             created,
+            unnamed: created.then_some(folder),
         })
+    }
+
+    /// Gives the file its name, once what it holds is on disk.
+    fn name(&mut self) -> std::io::Result<()> {
+        if let Some(folder) = &self.unnamed {
+            std::fs::rename(folder.join(UNNAMED), folder.join("log"))?;
+            File::open(folder)?.sync_all()?;
+            self.unnamed = None;
+        }
+        Ok(())
     }
 
     /// Whether there was no log before.
@@ -79,7 +97,8 @@ impl Wal {
             .file
             .seek(SeekFrom::Start(self.end))
             .and_then(|_| self.file.write_all(&entry))
-            .and_then(|()| self.file.sync_data());
+            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.name());
         if let Err(error) = written {
             // Whatever part arrived would be dropped as a torn tail anyway; the first error is the one to tell.
             let _ = self.file.set_len(self.end);
@@ -94,6 +113,7 @@ impl Wal {
     pub fn clear(&mut self) -> std::io::Result<()> {
         self.file.set_len(0)?;
         self.file.sync_data()?;
+        self.name()?;
         self.end = 0;
         self.entries.clear();
         Ok(())
@@ -139,6 +159,22 @@ mod tests {
         wal.clear().unwrap();
         drop(wal);
         assert!(Wal::open(dir.path()).unwrap().entries().is_empty());
+    }
+
+    #[test]
+    fn a_lost_log_stays_lost_until_its_first_entry_or_until_it_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Wal::open(dir.path()).unwrap().created());
+        let mut wal = Wal::open(dir.path()).unwrap();
+        assert!(wal.created());
+        wal.append(b"lost").unwrap();
+        drop(wal);
+        let wal = Wal::open(dir.path()).unwrap();
+        assert!(!wal.created());
+        assert_eq!(wal.entries(), [b"lost".to_vec()]);
+        let dir = tempfile::tempdir().unwrap();
+        Wal::open(dir.path()).unwrap().clear().unwrap();
+        assert!(!Wal::open(dir.path()).unwrap().created());
     }
 
     #[test]
