@@ -1,5 +1,5 @@
 //! Bugs that the simulator must find. They exist only in builds with the Cargo feature `planted-bugs`, which nothing but the
-//! simulator's own tests asks for; elsewhere [`planted`] is the constant `false`.
+//! simulator's own tests asks for; elsewhere `planted` is the constant `false`.
 
 /// A mistake that could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //!
 //! Up to [`CROWD`] members, every message goes to every member. Above:
 //! - commits, ballots, requests and verdicts go to the voters (at most 128, R5), who alone decide;
-//! - a voter's [`Have`](crate::types::Have) goes to the voters, and to the members it watches;
+//! - a voter's [`Have`] goes to the voters, and to the members it watches;
 //! - any other member's goes to its [`WATCHERS`] voters, drawn by a hash of run, member and voter. What they hear directly, they say
 //!   in their own bitmaps, and the others take it from there, one step and no further: nobody's echo keeps a dead member alive;
 //! - who has no vote learns of a decision from its watchers, fetches the record with its certificate, then the blobs it names.

@@ -230,6 +230,7 @@ mod tests {
             end: 0,
             entries: Vec::new(),
             created: false,
+            unnamed: None,
         };
         assert_eq!(
             wal.append(b"anything").unwrap_err().kind(),
