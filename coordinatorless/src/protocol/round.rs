@@ -607,6 +607,10 @@ impl State {
 
     /// The model after a round is there.
     pub(super) fn applied(&mut self, now: Micros, branch: Branch, round: Round, model_root: Hash) {
+        let known = self.history.get(&round).map(|(_, decided)| decided.record.slot.branch);
+        if branch != self.chain.agreed.branch && known.is_some_and(|known| known != branch) {
+            return; // begun on a branch that was left meanwhile
+        }
         if let Some((_, decided)) = self
             .history
             .get(&round)
