@@ -212,7 +212,15 @@ impl State {
     /// One statement for each attempt.
     fn sign_survivors(&mut self, now: Micros, attempt: u32, alive: Vec<PeerId>) {
         let me = self.keys.id();
-        let survivors = surviving(&me, attempt, &alive, &self.regroup.statements);
+        let before = self
+            .regroup
+            .mine
+            .last_key_value()
+            .and_then(|(_, message)| match &message.body {
+                Body::Regroup(statement) => Some(statement),
+                _ => None,
+            });
+        let survivors = surviving(&me, attempt, &alive, before, &self.regroup.statements);
         let statement = Regroup {
             slot: self.chain.certified().next_slot(),
             attempt,
@@ -318,8 +326,19 @@ fn highest_attempt(acted: u32, alive: &[PeerId], statements: &Statements) -> u32
     theirs.max().unwrap_or(acted.saturating_add(1))
 }
 
-/// Who goes on: those alive whom no other survivor leaves out, and who, after two attempts, have said anything at all.
-fn surviving(me: &PeerId, attempt: u32, alive: &[PeerId], statements: &Statements) -> Vec<PeerId> {
+/// Who goes on: those alive whom no other survivor leaves out, and who, after two attempts, have said anything at all. Whom this
+/// peer left out in its last statement it leaves out again: else two who heed each other's last word in turn never meet.
+fn surviving(
+    me: &PeerId,
+    attempt: u32,
+    alive: &[PeerId],
+    before: Option<&Regroup>,
+    statements: &Statements,
+) -> Vec<PeerId> {
+    let kept = |id: &PeerId| {
+        let before = before.filter(|before| before.attempt.saturating_add(1) >= attempt);
+        before.is_none_or(|before| before.survivors.contains(id))
+    };
     let recent = |at: u32| at.saturating_add(2) >= attempt;
     let stated = |id: &PeerId| statements.keys().any(|(at, other)| other == id && recent(*at));
     let named_by_all = |id: &PeerId| {
@@ -328,7 +347,7 @@ fn surviving(me: &PeerId, attempt: u32, alive: &[PeerId], statements: &Statement
         });
         others.all(|(_, (statement, _))| statement.survivors.contains(id))
     };
-    let goes_on = |id: &PeerId| id == me || ((attempt <= 2 || stated(id)) && named_by_all(id));
+    let goes_on = |id: &PeerId| id == me || ((attempt <= 2 || stated(id)) && kept(id) && named_by_all(id));
     alive.iter().copied().filter(goes_on).collect()
 }
 

@@ -103,10 +103,9 @@ impl Model {
             .find(|attempt| world.mine[peer][*attempt] != 0)
             .unwrap_or(0);
         let attempt = highest.max(last + 1);
-        (
-            attempt,
-            self.set(&surviving(&self.ids[peer], attempt as u32, &alive, &statements)),
-        )
+        let before = (last > 0).then(|| self.statement(last, world.mine[peer][last]));
+        let going_on = surviving(&self.ids[peer], attempt as u32, &alive, before.as_ref(), &statements);
+        (attempt, self.set(&going_on))
     }
 
     /// A peer hears a statement; whether that changes anything.
