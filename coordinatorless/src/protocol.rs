@@ -399,6 +399,7 @@ impl State {
         self.out.push(Effect::SetTimer(Timer::Beat, now + BEAT));
         self.ask_in(now);
         self.tell_have(now);
+        self.reach_out();
         self.repair(now);
         self.try_propose(now);
         self.repeat_proof();

@@ -1,5 +1,6 @@
 //! Who holds what (R9): blobs fetched as their commits appear, `Have` messages, and the repair of what was lost on the way.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::event::{Effect, Timer};
@@ -123,7 +124,7 @@ impl State {
         {
             return;
         }
-        if self.is_member(&signer) || !self.is_member(&self.keys.id()) {
+        if self.is_known(&signer) || !self.is_member(&self.keys.id()) {
             self.compare_tips(now, signer, &have);
         }
         if !self.is_member(&signer) {
@@ -232,6 +233,42 @@ impl State {
         };
         self.haves.insert(self.keys.id(), have.clone());
         self.last_have = Some(self.broadcast(Body::Have(have)));
+    }
+
+    /// Tells one peer that was a member, another each second, where this peer is. Two sides that left each other out have nobody
+    /// in common who would tell them that there is another branch (R21), and one that lapsed may be back.
+    pub(super) fn reach_out(&mut self) {
+        let gone = |id: &PeerId| self.is_known(id) && !self.is_member(id);
+        let members = self.chain.agreed.members.iter().map(|member| member.id);
+        let founders = self.config.genesis.iter().map(|member| member.id);
+        let gone: BTreeSet<PeerId> = members.chain(founders).filter(gone).collect();
+        let at = usize::try_from(self.sequence).unwrap_or(0) % gone.len().max(1);
+        let Some(to) = gone.into_iter().nth(at) else { return };
+        self.sequence += 1;
+        let nobody = Bits::new(self.roster.len(), |_| false);
+        let have = Have {
+            slot: self.chain.next_slot(),
+            sequence: self.sequence,
+            tip: self.chain.agreed.record,
+            tip_round: self.chain.agreed.round,
+            held: nobody.clone(),
+            alive: nobody.clone(),
+            heard: nobody,
+        };
+        let message = self.keys.sign(&Body::Have(have));
+        self.out.push(Effect::Send(to, message));
+    }
+
+    /// Whether this peer is, was, or began as a member, and was not barred.
+    fn is_known(&self, id: &PeerId) -> bool {
+        match self.chain.member(id) {
+            Some(member) => member.standing != super::membership::Standing::Banned,
+            None => self
+                .config
+                .genesis
+                .binary_search_by_key(id, |founder| founder.id)
+                .is_ok(),
+        }
     }
 
     /// Whether those who listen for the member at `place` say so; nobody does for a member that this peer hears itself.

@@ -84,6 +84,9 @@ fn what_failed_once_does_not_fail_again() {
         include_str!("../../../scenarios/regressions/silent_without_log.toml"),
         include_str!("../../../scenarios/regressions/branch_of_liars_under_halt.toml"),
         include_str!("../../../scenarios/regressions/log_lost_twice.toml"),
+        include_str!("../../../scenarios/regressions/survivors_in_turn.toml"),
+        include_str!("../../../scenarios/regressions/model_of_a_branch_left.toml"),
+        include_str!("../../../scenarios/regressions/sides_that_forgot_each_other.toml"),
         include_str!("../../../scenarios/regressions/log_lost_before_it_was_said.toml"),
     ] {
         holds(Scenario::from_toml(text).unwrap());

@@ -120,6 +120,23 @@ impl World {
                 let (view, kind, record) = (vote.slot.view, vote.kind, vote.record);
                 tracing::trace!(secs = self.now as f64 / 1e6, peer = at, view, ?kind, ?record, "votes");
             }
+            if let Body::Regroup(Regroup {
+                attempt,
+                survivors,
+                polka,
+                ..
+            }) = &message.body
+            {
+                let polka = polka.as_ref().map(|polka| (polka.view, polka.record));
+                tracing::trace!(
+                    secs = self.now as f64 / 1e6,
+                    peer = at,
+                    attempt,
+                    ?survivors,
+                    ?polka,
+                    "regroups"
+                );
+            }
             let disk = &peer.disk;
             self.checker
                 .says(at, message, disk.wal.len(), |blob| disk.blobs.contains(blob));
