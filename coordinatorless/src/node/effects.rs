@@ -11,6 +11,9 @@ use crate::protocol::event::{AuditOrder, Effect};
 use crate::types::*;
 use crate::wire::Body;
 
+/// Before a model that could not be built is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl Driver {
     pub(super) fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), NodeError> {
         for effect in effects {
@@ -122,8 +125,12 @@ impl Driver {
             self.epoch,
             self.others(),
         );
+        let spacing = self.node.config.run.storage.snapshot_rounds;
         self.jobs.spawn(async move {
-            let source = transfer::model_source(&net, &store, round, &others).await;
+            let source = transfer::model_source(&net, &store, round, &others, spacing).await;
+            if source.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
             Job::Source(epoch, branch, source)
         });
     }
@@ -132,9 +139,10 @@ impl Driver {
         let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
         let limit = self.node.config.accumulator_bytes;
         let zero = self.node.config.run.verification.accumulator_zero;
+        let spacing = self.node.config.run.storage.snapshot_rounds;
         self.jobs.spawn(async move {
             let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
-            let source = transfer::model_source(&net, &store, order.work.round.previous(), &others).await;
+            let source = transfer::model_source(&net, &store, order.work.round.previous(), &others, spacing).await;
             let shards = transfer::fetch_contribution(&net, &commit, &others)
                 .await
                 .unwrap_or_default();

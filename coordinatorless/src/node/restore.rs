@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Node, NodeError};
+use crate::config::RunConfig;
 use crate::protocol::chain::ChainState;
 use crate::protocol::sync::{branch_base, verify_next};
 use crate::types::*;
@@ -11,6 +12,12 @@ use crate::wire::Scheme;
 /// States with the records that follow from them, oldest first.
 pub(super) type History = Vec<(ChainState, Arc<Decided>)>;
 
+/// Rounds that the protocol looks back on: to go back to another branch, and to judge verdicts.
+pub(super) fn history_window(config: &RunConfig) -> u64 {
+    let verdicts = config.verification.verdict_rounds.saturating_mul(2);
+    config.membership.finality_rounds.max(verdicts).saturating_add(2)
+}
+
 /// The chain as the store holds it: the tip's state, and as much history as the protocol looks back on.
 pub(super) fn read_chain(node: &Node) -> Result<(ChainState, History), NodeError> {
     let (config, store) = (&node.config.run, &node.store);
@@ -18,12 +25,7 @@ pub(super) fn read_chain(node: &Node) -> Result<(ChainState, History), NodeError
     let Some((_, tip, _)) = store.tip()? else {
         return Ok((genesis, Vec::new()));
     };
-    let window = config
-        .membership
-        .finality_rounds
-        .max(config.verification.verdict_rounds * 2)
-        + 2;
-    let from = Round(tip.0.saturating_sub(window));
+    let from = Round(tip.0.saturating_sub(history_window(config)));
     let mut state = genesis;
     if let Some((_, bytes)) = store.state_at_or_below(from)?.filter(|(round, _)| *round > Round(0)) {
         state = ChainState::from_bytes(&bytes).map_err(|error| NodeError::Chain(error.to_string()))?;

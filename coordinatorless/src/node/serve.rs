@@ -2,6 +2,7 @@
 
 use super::NodeError;
 use super::driver::Driver;
+use super::restore::history_window;
 use super::transfer::{self, SnapshotEntry};
 use crate::net::{Request, Response, SnapshotInfo, StatusInfo};
 use crate::protocol::event::Notice;
@@ -64,20 +65,25 @@ impl Driver {
         }
         let model_len = tokio::fs::metadata(file).await.map(|meta| meta.len()).unwrap_or(0);
         let mut all = transfer::snapshots(&self.node.store);
-        all.retain(|entry| entry.round < round);
+        // Those of this round and later are of a branch that was left.
+        let mut dropped: Vec<SnapshotEntry> = all.extract_if(.., |entry| entry.round >= round).collect();
         all.push(SnapshotEntry {
             branch,
             round,
             model_root: root,
             model_len,
         });
-        // R17: the last two, with everything counted since the older.
-        let dropped = all.len().saturating_sub(2);
-        for old in all.drain(..dropped) {
+        let finality = self.node.config.run.membership.finality_rounds;
+        dropped.extend(superseded(&mut all, finality));
+        for old in dropped.iter().filter(|old| old.model_root != root) {
             let _gone = tokio::fs::remove_file(file.with_file_name(format!("{}.safetensors", old.model_root))).await;
         }
         transfer::set_snapshots(&self.node.store, &all)?;
         self.node.store.keep_state(round)?;
+        let back = Round(round.0.saturating_sub(history_window(&self.node.config.run)));
+        if let Some((oldest, _)) = self.node.store.state_at_or_below(back)? {
+            self.node.store.release_states_below(oldest)?;
+        }
         self.collect_garbage()
     }
 
@@ -87,16 +93,83 @@ impl Driver {
         let snapshots = transfer::snapshots(&self.node.store);
         keep.extend(snapshots.iter().map(|entry| entry.model_root));
         keep.extend(self.accumulators.values());
-        let mut at = snapshots.first().map_or(Round(1), |entry| entry.round);
-        while let Some(decided) = self.node.store.record(at)? {
-            for one in &decided.record.contributions {
-                keep.extend(&one.commit.shards);
-                keep.extend([one.commit.accumulator_before, one.commit.accumulator_after]);
+        for (i, snapshot) in snapshots.iter().enumerate() {
+            // Of a branch that may be gone back to: up to where it was left. The rest follows from the next snapshot.
+            let next = snapshots.get(i + 1).map(|next| next.round);
+            let mut at = snapshot.round.next();
+            while next.is_none_or(|next| at <= next)
+                && let Some(decided) = self.node.store.record(at)?
+            {
+                if i + 2 < snapshots.len() && decided.record.slot.branch != snapshot.branch {
+                    break;
+                }
+                for one in &decided.record.contributions {
+                    keep.extend(&one.commit.shards);
+                    keep.extend([one.commit.accumulator_before, one.commit.accumulator_after]);
+                }
+                at = at.next();
             }
-            at = at.next();
         }
         keep.extend(self.state.current_shards());
         self.node.net.retain(keep);
         Ok(())
+    }
+}
+
+/// Takes out what need not be kept. R17: the last two, with everything counted since the older; and while a branch may still be
+/// gone back to (R21), the newest snapshot from before it was left: those who come back may be too few to have one.
+fn superseded(all: &mut Vec<SnapshotEntry>, finality: u64) -> Vec<SnapshotEntry> {
+    let Some(newest) = all.last().copied() else {
+        return Vec::new();
+    };
+    let older = all.len().saturating_sub(2);
+    let kept: Vec<bool> = all
+        .iter()
+        .enumerate()
+        .map(|(i, entry)| {
+            let last_of_its_branch = all.get(i + 1).is_some_and(|next| next.branch != entry.branch);
+            let open = newest.round.0 - entry.round.0 <= finality.saturating_mul(2);
+            i >= older || (last_of_its_branch && open)
+        })
+        .collect();
+    let mut at = kept.iter();
+    all.extract_if(.., |_| !at.next().copied().unwrap_or(true)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(branch: u32, round: u64) -> SnapshotEntry {
+        SnapshotEntry {
+            branch,
+            round: Round(round),
+            model_root: Hash::of(&round.to_be_bytes()),
+            model_len: 1,
+        }
+    }
+
+    /// Snapshots left when they come one after the other.
+    fn left(rounds: impl IntoIterator<Item = (u32, u64)>) -> Vec<(u32, u64)> {
+        let mut all = Vec::new();
+        for (branch, round) in rounds {
+            all.push(at(branch, round));
+            superseded(&mut all, 64);
+        }
+        all.iter().map(|entry| (entry.branch, entry.round.0)).collect()
+    }
+
+    #[test]
+    fn the_last_two_snapshots_stay() {
+        assert_eq!(left((1..9).map(|i| (0, i * 4))), [(0, 28), (0, 32)]);
+    }
+
+    #[test]
+    fn the_last_of_a_branch_that_may_be_gone_back_to_stays() {
+        let alone = (1..10).map(|i| (if i <= 3 { 0 } else { 7 }, i * 4));
+        assert_eq!(left(alone), [(0, 12), (7, 32), (7, 36)]);
+        // Long after, nobody goes back.
+        let final_by_now = (1..60).map(|i| (if i <= 3 { 0 } else { 7 }, i * 4));
+        assert_eq!(left(final_by_now), [(7, 232), (7, 236)]);
     }
 }

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(5);
 const MAX_ASKED: usize = 8;
 const MAX_MODEL: u64 = 1 << 40;
+/// Rounds beyond two snapshots' distance that may still be bridged: a snapshot counts once the next record certifies it.
+const SPARE: u64 = 4;
 
 /// Where snapshots are listed in the store.
 const SNAPSHOTS: &str = "snapshots";
@@ -132,20 +134,40 @@ pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Resu
 }
 
 /// The model after `round`: from the newest snapshot at or before it that can be had, and the counted bytes since. First with what
-/// is known here; where that fails, with snapshots that others offer and the chain certifies.
-pub async fn model_source(net: &Net, store: &Store, round: Round, others: &[PeerId]) -> Result<ModelSource, String> {
-    let known = snapshots(store);
-    match source_from(net, store, round, others, known.clone()).await {
-        Ok(source) => Ok(source),
-        Err(first) => {
-            let mut offered = offered_snapshots(net, store, others).await;
-            offered.retain(|entry| !known.contains(entry));
-            if offered.is_empty() {
-                return Err(first);
-            }
-            source_from(net, store, round, others, offered).await
+/// is known here, if that is near enough; else with snapshots that others offer and the chain certifies. `spacing` is the run's
+/// `snapshot_rounds`: everyone keeps what was counted since the last snapshot but one (R17), so a longer way is not worth trying.
+pub async fn model_source(
+    net: &Net,
+    store: &Store,
+    round: Round,
+    others: &[PeerId],
+    spacing: u64,
+) -> Result<ModelSource, String> {
+    let near = |base: Round| round.0.saturating_sub(base.0) <= spacing.saturating_mul(2).saturating_add(SPARE);
+    let mut usable = usable(store, round, snapshots(store));
+    if usable.last().map_or(near(Round(0)), |newest| near(newest.round)) {
+        match source_from(net, store, round, others, usable.clone()).await {
+            Ok(source) => return Ok(source),
+            Err(reason) => tracing::debug!(reason, "not from what is known here"),
         }
     }
+    usable.extend(offered_snapshots(net, store, others).await);
+    let usable = self::usable(store, round, usable);
+    let newest = usable.last().map_or(Round(0), |newest| newest.round);
+    if !near(newest) {
+        return Err(format!(
+            "the newest snapshot to be had is of round {newest}, and round {round} is too far from it"
+        ));
+    }
+    source_from(net, store, round, others, usable).await
+}
+
+/// Those snapshots at or before `round` that the chain certifies, oldest first.
+fn usable(store: &Store, round: Round, mut entries: Vec<SnapshotEntry>) -> Vec<SnapshotEntry> {
+    entries.retain(|entry| entry.round <= round && on_chain(store, entry));
+    entries.sort_by_key(|entry| (entry.round, entry.model_len));
+    entries.dedup();
+    entries
 }
 
 async fn source_from(
@@ -155,8 +177,6 @@ async fn source_from(
     others: &[PeerId],
     mut usable: Vec<SnapshotEntry>,
 ) -> Result<ModelSource, String> {
-    usable.retain(|entry| entry.round <= round && on_chain(store, entry));
-    usable.sort_by_key(|entry| (entry.round, entry.model_len));
     let mut base = (Round(0), None);
     while let Some(entry) = usable.pop() {
         match snapshot_bytes(net, &entry, others).await {
