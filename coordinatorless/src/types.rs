@@ -9,9 +9,22 @@ use rkyv::{Archive, Deserialize, Serialize};
 macro_rules! id32 {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Hash, Default)]
         #[rkyv(derive(PartialEq, Eq, PartialOrd, Ord))]
         pub struct $name(pub [u8; 32]);
+
+        impl Ord for $name {
+            /// Lexicographic. The first eight bytes nearly always decide, and a call of `memcmp` costs more than they do.
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                let head = |id: &Self| id.0.first_chunk().map_or(0, |head| u64::from_be_bytes(*head));
+                head(self).cmp(&head(other)).then_with(|| self.0.cmp(&other.0))
+            }
+        }
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
 
         impl $name {
             /// The first five bytes in hexadecimal, for people.
@@ -419,15 +432,19 @@ impl Bits {
         self.0.get(at / 8).is_some_and(|byte| byte & (1 << (at % 8)) != 0)
     }
 
+    /// The members in it that are not in `before`, ascending.
+    pub fn gained<'a>(&'a self, before: Option<&'a Self>) -> impl Iterator<Item = usize> + 'a {
+        let had = move |at: usize| before.and_then(|before| before.0.get(at)).copied().unwrap_or(0);
+        let new = self.0.iter().enumerate().map(move |(at, byte)| (at, byte & !had(at)));
+        new.filter(|(_, byte)| *byte != 0).flat_map(|(at, byte)| {
+            let set = (0..8).filter(move |bit| byte & (1 << bit) != 0);
+            set.map(move |bit| at * 8 + bit)
+        })
+    }
+
     /// The members in it, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        let bits = |(at, byte): (usize, &u8)| {
-            let byte = *byte;
-            (0..8)
-                .filter(move |bit| byte & (1 << bit) != 0)
-                .map(move |bit| at * 8 + bit)
-        };
-        self.0.iter().enumerate().filter(|(_, byte)| **byte != 0).flat_map(bits)
+        self.gained(None)
     }
 
     /// Whether it can be about this many members: the one length there is for them, and nobody beyond the last.

@@ -222,7 +222,9 @@ fn full(home: &Path, mut d: Running, disk: &SmallDisk) -> Running {
 
 /// A directory deleted under a running peer ends it; there is nothing to go on with, and that is what a second start says.
 fn deleted(home: &Path, mut c: Running) {
-    fs::remove_dir_all(home.join("c")).unwrap();
+    // It goes on writing meanwhile, so once may not be enough.
+    let gone = || fs::remove_dir_all(home.join("c")).is_ok() || !home.join("c").exists();
+    until(home, "the directory is gone", 10, gone);
     let ended = ends_within(&mut c.0, 40);
     assert!(ended.is_some_and(|code| code != 0), "{ended:?}: {}", said(home, "c"));
     let words = said(home, "c");

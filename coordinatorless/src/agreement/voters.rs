@@ -61,6 +61,10 @@ impl Voters {
     pub fn weight_of(&self, peer: &PeerId) -> u64 {
         self.find(peer).map_or(0, |voter| voter.weight)
     }
+    /// How many voters come before this peer in the order of ids.
+    pub fn rank(&self, peer: &PeerId) -> usize {
+        self.members.partition_point(|voter| voter.id < *peer)
+    }
     /// The weight of all voters together.
     pub fn total(&self) -> u64 {
         self.total

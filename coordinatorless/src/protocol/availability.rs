@@ -1,9 +1,9 @@
 //! Who holds what (R9): blobs fetched as their commits appear, `Have` messages, and the repair of what was lost on the way.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::event::{Effect, Timer};
+use super::membership::Standing;
 use super::{HAVE_PAUSE, SILENCE, State};
 use crate::types::*;
 use crate::wire::{Body, Signed};
@@ -24,7 +24,7 @@ const HAVE_VOTERS: u64 = 32;
 impl State {
     /// A commit for this round: remembered, and its blob fetched at once.
     pub(super) fn commit(&mut self, now: Micros, message: Signed) {
-        let Body::Commit(commit) = message.body.clone() else {
+        let Body::Commit(commit) = &message.body else {
             return;
         };
         let (branch, round) = self.height();
@@ -39,17 +39,17 @@ impl State {
         if slot != self.chain.next_slot() {
             return self.maybe_behind(now, message.signer, slot);
         }
-        let contribution = Contribution {
-            member: message.signer,
-            commit,
-            signature: message.signature,
-        };
         if let Some(known) = self.round.commits.get(&message.signer) {
-            if known.commit != contribution.commit {
+            if known.commit != *commit {
                 self.reject(message.signer, "commit", "a second commit for the same round".into());
             }
             return;
         }
+        let contribution = Contribution {
+            member: message.signer,
+            commit: commit.clone(),
+            signature: message.signature,
+        };
         if let Err(violation) = self
             .chain
             .check_commit(&self.config, &self.assignment, &contribution, self.scheme)
@@ -154,14 +154,12 @@ impl State {
         if weight == 0 {
             return;
         }
-        let had = |place: usize| before.is_some_and(|before| before.held.has(place));
-        for place in have.held.iter().filter(|place| !had(*place)).collect::<Vec<_>>() {
+        let held = before.map(|before| &before.held);
+        for place in have.held.gained(held) {
             self.tally(now, place, weight);
         }
-        for place in before.into_iter().flat_map(|before| before.held.iter()) {
-            if !have.held.has(place)
-                && let Some(sum) = self.round.weight.get_mut(place)
-            {
+        for place in held.into_iter().flat_map(|held| held.gained(Some(&have.held))) {
+            if let Some(sum) = self.round.weight.get_mut(place) {
                 *sum = sum.saturating_sub(weight);
             }
         }
@@ -238,12 +236,12 @@ impl State {
     /// Tells one peer that was a member, another each second, where this peer is. Two sides that left each other out have nobody
     /// in common who would tell them that there is another branch (R21), and one that lapsed may be back.
     pub(super) fn reach_out(&mut self) {
-        let gone = |id: &PeerId| self.is_known(id) && !self.is_member(id);
-        let members = self.chain.agreed.members.iter().map(|member| member.id);
-        let founders = self.config.genesis.iter().map(|member| member.id);
-        let gone: BTreeSet<PeerId> = members.chain(founders).filter(gone).collect();
-        let at = usize::try_from(self.sequence).unwrap_or(0) % gone.len().max(1);
-        let Some(to) = gone.into_iter().nth(at) else { return };
+        let members = self.chain.agreed.members.iter();
+        let away = || members.clone().filter(|member| member.standing == Standing::Away);
+        let at = usize::try_from(self.sequence).unwrap_or(0) % away().count().max(1);
+        let Some(to) = away().nth(at).map(|member| member.id) else {
+            return;
+        };
         self.sequence += 1;
         let nobody = Bits::new(self.roster.len(), |_| false);
         let have = Have {
@@ -259,16 +257,10 @@ impl State {
         self.out.push(Effect::Send(to, message));
     }
 
-    /// Whether this peer is, was, or began as a member, and was not barred.
+    /// Whether this peer is or was a member, and was not barred.
     fn is_known(&self, id: &PeerId) -> bool {
-        match self.chain.member(id) {
-            Some(member) => member.standing != super::membership::Standing::Banned,
-            None => self
-                .config
-                .genesis
-                .binary_search_by_key(id, |founder| founder.id)
-                .is_ok(),
-        }
+        let member = self.chain.member(id);
+        member.is_some_and(|member| member.standing != Standing::Banned)
     }
 
     /// Whether those who listen for the member at `place` say so; nobody does for a member that this peer hears itself.
@@ -384,7 +376,7 @@ impl State {
     /// Whether this peer is one of `count` voters who pass on what this member said: the next ones by id.
     fn passes_on(&self, member: &PeerId, count: usize) -> bool {
         let (me, voters) = (self.keys.id(), self.voters.len());
-        let rank = |id: &PeerId| self.voters.iter().take_while(|(voter, _)| voter < id).count();
+        let rank = |id: &PeerId| self.voters.rank(id);
         // A member with a vote is not the first of those after it.
         let first = rank(member) + usize::from(self.voters.weight_of(member) > 0);
         self.voters.weight_of(&me) > 0 && *member != me && (rank(&me) + voters - first % voters) % voters < count

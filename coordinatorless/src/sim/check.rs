@@ -200,9 +200,12 @@ impl Checker {
         !self.records.contains_key(&(slot.branch, slot.round))
     }
 
-    /// One certified record for each branch and round.
+    /// One certified record for each branch and round. Each could have slashed somebody (`slashed` is told) or have left a peer with
+    /// a chain or model apart from the others' (`warned` is told).
     pub fn decided(&mut self, peer: usize, decided: &Decided) {
-        self.look(ONE_RECORD);
+        [ONE_RECORD, NOBODY_SLASHED, CHAIN_KEPT]
+            .into_iter()
+            .for_each(|promise| self.look(promise));
         if self.liars.contains(&peer) {
             return; // what it says was decided binds nobody
         }

@@ -104,12 +104,15 @@ enum Item {
 pub(super) struct World {
     scenario: Scenario,
     config: Arc<RunConfig>,
+    genesis: ChainState,
     steps: Arc<Steps>,
     rng: ChaCha12Rng,
     now: Micros,
     order: u64,
     queue: BinaryHeap<Reverse<(Micros, u64, usize)>>,
-    items: BTreeMap<usize, Item>,
+    items: Vec<Option<Item>>,
+    /// Places in `items` that are free.
+    spare: Vec<usize>,
     peers: Vec<Peer>,
     index: BTreeMap<PeerId, usize>,
     /// Side of the partition each peer is on.
@@ -164,13 +167,15 @@ impl World {
             .map(|(at, peer)| (peer.keys.id(), at))
             .collect();
         let mut world = Self {
+            genesis: ChainState::genesis(&config),
             config,
             steps: Arc::default(),
             rng: ChaCha12Rng::seed_from_u64(scenario.seed),
             now: 1,
             order: 0,
             queue: BinaryHeap::new(),
-            items: BTreeMap::new(),
+            items: Vec::new(),
+            spare: Vec::new(),
             side: vec![0; scenario.peers],
             index,
             peers,
@@ -213,7 +218,10 @@ impl World {
     pub fn run(&mut self) {
         let limit = (self.scenario.limit_secs * 1e6) as Micros;
         while let Some(Reverse((at, _, key))) = self.queue.pop() {
-            let Some(item) = self.items.remove(&key) else { continue };
+            let Some(item) = self.items.get_mut(key).and_then(Option::take) else {
+                continue;
+            };
+            self.spare.push(key);
             self.now = at;
             if at > limit || self.done() || self.checker.violations.len() >= ENOUGH {
                 break;
@@ -262,8 +270,11 @@ impl World {
 
     fn push(&mut self, at: Micros, item: Item) {
         self.order += 1;
-        let key = self.order as usize;
-        self.items.insert(key, item);
+        let key = self.spare.pop().unwrap_or(self.items.len());
+        if key == self.items.len() {
+            self.items.push(None);
+        }
+        self.items[key] = Some(item);
         self.queue.push(Reverse((at, self.order, key)));
     }
 
@@ -330,11 +341,11 @@ impl World {
         (peer.training, peer.timers) = (None, BTreeMap::new());
         peer.fetching.clear();
         let tip = peer.disk.states.last_key_value().map(|(_, state)| (**state).clone());
-        let chain = tip.unwrap_or_else(|| ChainState::genesis(&config));
+        let chain = tip.unwrap_or_else(|| self.genesis.clone());
         let mut history = Vec::new();
         for (round, decided) in &peer.disk.records {
             let before = match round.previous() {
-                Round(0) => Some(ChainState::genesis(&config)),
+                Round(0) => Some(self.genesis.clone()),
                 previous => peer.disk.states.get(&previous).map(|state| (**state).clone()),
             };
             // A branch's first record follows from the regrouped state.
