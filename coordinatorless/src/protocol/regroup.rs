@@ -141,12 +141,7 @@ impl State {
     /// G4: from now on, this branch's first record must carry over what was seen here, or what the statements name.
     fn carry_over(&mut self, seen: Option<(Polka, Arc<Record>)>) {
         self.regroup.carry = seen.filter(|(_, record)| Record::to_canonical(record).len() <= MAX_CARRIED);
-        let named = self
-            .regroup
-            .proof
-            .iter()
-            .filter_map(|(_, statement, _)| statement.polka.as_ref());
-        self.regroup.named = named.map(|polka| polka.view).max();
+        self.regroup.named = named_view(&self.regroup.proof);
     }
 
     /// On a branch without a record, says again why it began: who missed a statement may still be waiting on the old one.
@@ -201,11 +196,10 @@ impl State {
                 let message = message.clone();
                 self.out.push(Effect::Broadcast(message));
             }
-            Some((attempt, _)) => {
-                let next = highest.max(attempt.saturating_add(1));
+            last => {
+                let next = next_attempt(last.map(|(attempt, _)| *attempt), highest);
                 self.sign_survivors(now, next, alive);
             }
-            None => self.sign_survivors(now, highest, alive),
         }
     }
 
@@ -326,6 +320,11 @@ fn highest_attempt(acted: u32, alive: &[PeerId], statements: &Statements) -> u32
     theirs.max().unwrap_or(acted.saturating_add(1))
 }
 
+/// G1: the attempt to sign for next: the highest there is, but never one that this peer signed for, or one below it.
+fn next_attempt(last: Option<u32>, highest: u32) -> u32 {
+    last.map_or(highest, |last| highest.max(last.saturating_add(1)))
+}
+
 /// Who goes on: those alive whom no other survivor leaves out, and who, after two attempts, have said anything at all. Whom this
 /// peer left out in its last statement it leaves out again: else two who heed each other's last word in turn never meet.
 fn surviving(
@@ -377,6 +376,12 @@ fn proof_of(me: &PeerId, message: &Signed, statements: &Statements) -> Option<Ve
     }
     proof.sort_by_key(|(id, _, _)| *id);
     Some(proof)
+}
+
+/// G4: the view of the highest polka that these statements prove.
+fn named_view(proof: &[log::Statement]) -> Option<View> {
+    let polkas = proof.iter().filter_map(|(_, statement, _)| statement.polka.as_ref());
+    polkas.map(|polka| polka.view).max()
 }
 
 /// Whether a statement takes the place of the one known of the same signer and attempt. The first stays, unless this one agrees
