@@ -83,6 +83,9 @@ const BEAT: Micros = SECOND;
 /// A member not heard for this long is not waited for: three heartbeats in a row were lost, or it is gone. With one beat's delay
 /// everyone has noticed within five seconds.
 const SILENCE: Micros = 7 * SECOND / 2;
+/// A member that this peer has heard within this is told to others as alive: what others make of it comes up to two beats later,
+/// and everyone should have noticed within five seconds all the same.
+const FRESH: Micros = 9 * SECOND / 4;
 /// What one holds is told at most this often.
 const HAVE_PAUSE: Micros = SECOND / 20;
 /// Join and leave requests, and verdicts, kept at most.
@@ -240,7 +243,7 @@ impl State {
     /// Takes one event, returns what to do about it.
     pub fn handle(&mut self, now: Micros, event: Event) -> Vec<Effect> {
         match event {
-            Event::Message { from, message } => self.message(now, from, message),
+            Event::Message { from, message } => self.message(now, from, &message),
             Event::Timer(Timer::Beat) => self.beat(now),
             Event::Timer(Timer::Collect) => self.try_propose(now),
             Event::Timer(Timer::Settled) => self.tell_have(now),
@@ -324,13 +327,17 @@ impl State {
 
     /// Whether this peer itself has heard the member within the last seconds.
     fn hears_now(&self, now: Micros, id: &PeerId) -> bool {
-        *id == self.keys.id() || self.heard.get(id).is_some_and(|(at, _)| at + SILENCE > now)
+        self.hears_within(now, id, SILENCE)
+    }
+
+    fn hears_within(&self, now: Micros, id: &PeerId, time: Micros) -> bool {
+        *id == self.keys.id() || self.heard.get(id).is_some_and(|(at, _)| at + time > now)
     }
 
     /// Whether this peer, or who listens for it, has.
-    fn is_alive(&self, now: Micros, id: &PeerId) -> bool {
+    pub(crate) fn is_alive(&self, now: Micros, id: &PeerId) -> bool {
         let place = || self.roster.place(id);
-        self.hears_now(now, id) || place().is_some_and(|place| self.told(now, place, &|have| &have.alive))
+        self.hears_now(now, id) || place().is_some_and(|place| self.told_alive(now, place))
     }
 
     /// The state after the record with this hash, everything that follows from the chain checked.
@@ -349,7 +356,7 @@ impl State {
     }
 
     /// Every message goes through here, its signature already verified.
-    fn message(&mut self, now: Micros, from: PeerId, message: Signed) {
+    fn message(&mut self, now: Micros, from: PeerId, message: &Signed) {
         let (signer, slot) = (message.signer, message.body.slot());
         if signer == self.keys.id() {
             return; // an echo
@@ -368,11 +375,11 @@ impl State {
         match &message.body {
             Body::Have(have) => self.have(now, signer, have.clone()),
             Body::Commit(_) => self.commit(now, message),
-            Body::Proposal(_) | Body::Vote(_) => self.ballot(now, &message),
-            Body::Join(_) | Body::Leave(_) => self.request(from, message),
-            Body::Verdict(_) => self.verdict(message),
-            Body::Evidence(_) => self.evidence(message),
-            Body::Regroup(_) => self.regroup_statement(now, message),
+            Body::Proposal(_) | Body::Vote(_) => self.ballot(now, message),
+            Body::Join(_) | Body::Leave(_) => self.request(from, message.clone()),
+            Body::Verdict(_) => self.verdict(message.clone()),
+            Body::Evidence(_) => self.evidence(message.clone()),
+            Body::Regroup(_) => self.regroup_statement(now, message.clone()),
         }
     }
 

@@ -55,6 +55,10 @@ pub struct Report {
     pub virtual_secs: f64,
     /// Median virtual seconds from the last counted commit to the decision.
     pub agree_secs_median: f64,
+    /// Virtual seconds until everyone knew of a crash: the longest (`watch`).
+    pub crash_noticed_secs: Option<f64>,
+    /// How often somebody alive was taken for dead, of so many looks (`watch`).
+    pub false_alarms: (u64, u64),
     /// Messages sent per peer and round.
     pub msgs_per_peer_round: f64,
     /// Their bytes.
@@ -88,6 +92,8 @@ pub fn run(scenario: &Scenario) -> Report {
         secs: began.elapsed().as_secs_f64(),
         virtual_secs: world.now() as f64 / 1e6,
         agree_secs_median: world.median_agreement() as f64 / 1e6,
+        crash_noticed_secs: world.watch.noticed.iter().max().map(|secs| *secs as f64 / 1e6),
+        false_alarms: (world.watch.alarms, world.watch.looks),
         msgs_per_peer_round: world.messages as f64 / per,
         bytes_per_peer_round: world.bytes as f64 / per,
         kinds_per_peer_round: world

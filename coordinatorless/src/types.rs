@@ -143,7 +143,7 @@ impl fmt::Debug for Signature {
 }
 
 /// What every signature covers besides its message: no message can be replayed in another run, branch, round or view (R1).
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Slot {
     /// The run.
     pub run: RunId,

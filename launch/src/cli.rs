@@ -276,6 +276,9 @@ pub enum BenchCommand {
     /// Bytes and speed of contributions.
     #[command(after_help = "Example:\n  murmur bench codec --params 16000000 --k 64 --json")]
     Codec(BenchCodecArgs),
+    /// Messages, agreement and failure detection as peers grow more, in the simulator (two to three minutes).
+    #[command(after_help = "Example:\n  murmur bench rounds --max-peers 128 --json")]
+    Rounds(BenchRoundsArgs),
 }
 
 /// `murmur bench trainer`; without a shape, the demo's.
@@ -325,6 +328,17 @@ pub struct BenchCodecArgs {
     /// Threads to compute with [default: one, then all cores].
     #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur bench rounds`.
+#[derive(Debug, Args)]
+pub struct BenchRoundsArgs {
+    /// The largest run to simulate.
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u16).range(4..=1000))]
+    pub max_peers: u16,
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,

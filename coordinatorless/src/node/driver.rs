@@ -236,9 +236,15 @@ impl Driver {
                     self.guests.insert(message.signer, Instant::now());
                     self.keep_connections();
                 }
-                self.handle(Event::Message { from, message })
+                self.handle(Event::Message {
+                    from,
+                    message: Arc::new(message),
+                })
             }
-            _ => self.handle(Event::Message { from, message }),
+            _ => self.handle(Event::Message {
+                from,
+                message: Arc::new(message),
+            }),
         }
     }
 

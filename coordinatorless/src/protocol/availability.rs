@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::event::{Effect, Timer};
 use super::membership::Standing;
-use super::{HAVE_PAUSE, SILENCE, State};
+use super::{FRESH, HAVE_PAUSE, SILENCE, State};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
@@ -23,7 +23,7 @@ const HAVE_VOTERS: u64 = 32;
 
 impl State {
     /// A commit for this round: remembered, and its blob fetched at once.
-    pub(super) fn commit(&mut self, now: Micros, message: Signed) {
+    pub(super) fn commit(&mut self, now: Micros, message: &Signed) {
         let Body::Commit(commit) = &message.body else {
             return;
         };
@@ -33,7 +33,7 @@ impl State {
             return; // late
         }
         if slot.branch == branch && slot.round == round.next() {
-            self.round.keep_early(message);
+            self.round.keep_early(message.clone());
             return;
         }
         if slot != self.chain.next_slot() {
@@ -212,10 +212,7 @@ impl State {
         }
         self.sequence += 1;
         let members = self.roster.len();
-        let told = |place: usize, hears: &dyn Fn(&PeerId) -> bool, bit: &dyn Fn(&Have) -> &Bits| {
-            let id = self.roster.member(place).unwrap_or_default();
-            hears(&id) || self.told(now, place, bit)
-        };
+        let member = |place: usize| self.roster.member(place).unwrap_or_default();
         let have = Have {
             slot: self.chain.next_slot(),
             sequence: self.sequence,
@@ -223,10 +220,10 @@ impl State {
             tip_round: self.chain.agreed.round,
             held: Bits::new(members, |place| self.round.holding.contains(&place)),
             alive: Bits::new(members, |place| {
-                told(place, &|id| self.hears_now(now, id), &|have| &have.alive)
+                self.hears_within(now, &member(place), FRESH) || self.told_alive(now, place)
             }),
             heard: Bits::new(members, |place| {
-                told(place, &|id| self.heard_lately(now, id), &|have| &have.heard)
+                self.heard_lately(now, &member(place)) || self.told_heard(now, place)
             }),
         };
         self.haves.insert(self.keys.id(), have.clone());
@@ -263,14 +260,35 @@ impl State {
         member.is_some_and(|member| member.standing != Standing::Banned)
     }
 
-    /// Whether those who listen for the member at `place` say so; nobody does for a member that this peer hears itself.
-    pub(super) fn told(&self, now: Micros, place: usize, bit: &dyn Fn(&Have) -> &Bits) -> bool {
+    /// Whether any of those who listen for the member at `place` heard it lately (R15); nobody does for a member that this peer hears
+    /// itself.
+    pub(super) fn told_heard(&self, now: Micros, place: usize) -> bool {
         let slot = self.chain.next_slot();
         let says = |by: &PeerId| {
             let have = self.haves.get(by).filter(|have| have.slot == slot);
-            have.is_some_and(|have| bit(have).has(place)) && self.hears_now(now, by)
+            have.is_some_and(|have| have.heard.has(place)) && self.hears_now(now, by)
         };
         self.roster.told_by(place).is_some_and(|by| by.iter().any(says))
+    }
+
+    /// Whether two of those who listen for the member at `place` say that it lives, or the only one: the last word of one of them may
+    /// be lost, and its word before that is stale.
+    pub(super) fn told_alive(&self, now: Micros, place: usize) -> bool {
+        let says = |by: &PeerId| {
+            let have = self
+                .haves
+                .get(by)
+                .filter(|have| self.roster.means(have.slot, &have.alive))?;
+            self.hears_now(now, by).then(|| have.alive.has(place))
+        };
+        let by = self.roster.told_by(place).unwrap_or_default();
+        let mut voices = by.iter().filter_map(says).peekable();
+        let alone = voices.next().map(|first| (first, voices.peek().is_none()));
+        match alone {
+            None => false,
+            Some((first, true)) => first,
+            Some((first, false)) => voices.filter(|alive| *alive).nth(usize::from(!first)).is_some(),
+        }
     }
 
     /// Weight of those who say, for this round, that they hold this member's contribution.

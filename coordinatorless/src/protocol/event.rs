@@ -15,7 +15,7 @@ pub enum Event {
         /// Who handed it over.
         from: PeerId,
         /// The message.
-        message: Signed,
+        message: Arc<Signed>,
     },
     /// A timer set by [`Effect::SetTimer`] is due.
     Timer(Timer),

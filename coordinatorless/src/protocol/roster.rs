@@ -27,7 +27,10 @@ pub const WATCHERS: usize = 8;
 pub struct Roster {
     /// Active members, sorted: their places are what [`Bits`] name.
     members: Vec<PeerId>,
-    /// In a crowd: the voters without this peer, and who listens for each member (nobody for voters, who hear each other).
+    /// Since which slot they are the same: bitmaps of these rounds mean the same members.
+    since: Slot,
+    /// In a crowd: the voters without this peer, and who listens for each member (nobody for voters, who hear each other, and for
+    /// those whom this peer hears itself).
     crowd: Option<Crowd>,
 }
 
@@ -43,7 +46,22 @@ impl Roster {
     pub fn new(chain: &ChainState, voters: &Voters, me: &PeerId) -> Self {
         let members: Vec<PeerId> = chain.active().collect();
         let crowd = (members.len() > CROWD).then(|| Crowd::new(&chain.agreed.run, &members, voters, me));
-        Self { members, crowd }
+        let since = chain.next_slot();
+        Self { members, since, crowd }
+    }
+
+    /// The same, knowing the roster of an earlier round.
+    pub fn after(mut self, earlier: &Self) -> Self {
+        if self.members == earlier.members && self.since.branch == earlier.since.branch {
+            self.since.round = self.since.round.min(earlier.since.round);
+        }
+        self
+    }
+
+    /// Whether bits said of this slot mean these members. Of a later round that can only be guessed: whoever is behind for a moment
+    /// should not take everyone for dead.
+    pub fn means(&self, slot: Slot, bits: &Bits) -> bool {
+        slot.branch == self.since.branch && slot.round >= self.since.round && bits.fits(self.members.len())
     }
 
     /// How many members.
@@ -110,7 +128,7 @@ impl Crowd {
                 watchers_of(run, id, &everyone)
             }
         };
-        let watchers: Vec<Vec<PeerId>> = if me_votes {
+        let mut watchers: Vec<Vec<PeerId>> = if me_votes {
             members.iter().map(watched).collect()
         } else {
             Vec::new()
@@ -126,6 +144,8 @@ impl Crowd {
         } else {
             watchers_of(run, me, &everyone).into()
         };
+        // Whom this peer hears itself, it hears: if the watchers believed each other, a dead member would live on their word.
+        watchers.iter_mut().filter(|by| by.contains(me)).for_each(Vec::clear);
         Self {
             me_votes,
             voters: others,

@@ -107,7 +107,7 @@ impl State {
     /// Begins the round after the chain's last record.
     pub(super) fn start_round(&mut self, now: Micros, vote: bool) {
         self.voters = Arc::new(self.chain.voters());
-        self.roster = Roster::new(&self.chain, &self.voters, &self.keys.id());
+        self.roster = Roster::new(&self.chain, &self.voters, &self.keys.id()).after(&self.roster);
         self.assignment = self.chain.assignment(&self.config);
         let early = std::mem::take(&mut self.round.early);
         let timing = self.round.timing;
@@ -143,7 +143,7 @@ impl State {
             self.agreement.stop();
         }
         for message in early.into_values() {
-            self.commit(now, message);
+            self.commit(now, &message);
         }
     }
 
@@ -356,7 +356,7 @@ impl State {
     /// Whether this peer, or who listens for it, heard the member within the rounds that R15 asks for.
     fn hears(&self, now: Micros, id: &PeerId) -> bool {
         let place = self.roster.place(id);
-        self.heard_lately(now, id) || place.is_some_and(|place| self.told(now, place, &|have| &have.heard))
+        self.heard_lately(now, id) || place.is_some_and(|place| self.told_heard(now, place))
     }
 
     /// Whether this peer itself heard the member within these rounds.
@@ -394,7 +394,7 @@ impl State {
             let (signer, signature) = (contribution.member, contribution.signature);
             self.commit(
                 now,
-                Signed {
+                &Signed {
                     signer,
                     body: Body::Commit(contribution.commit.clone()),
                     signature,

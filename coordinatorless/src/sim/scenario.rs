@@ -29,6 +29,8 @@ pub struct Scenario {
     pub batch_secs: f64,
     /// Relative speeds, by peer; 1 beyond the list.
     pub speeds: Vec<f64>,
+    /// Look who takes whom for dead (four times a virtual second).
+    pub watch: bool,
     /// Every link.
     pub link: Link,
     /// What goes wrong.
@@ -104,6 +106,7 @@ impl Default for Scenario {
             real_signatures: false,
             batch_secs: 0.1,
             speeds: Vec::new(),
+            watch: false,
             link: Link::default(),
             faults: Vec::new(),
             chaos: None,

@@ -2,6 +2,7 @@
 
 mod faults;
 mod liars;
+mod watch;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -12,6 +13,7 @@ use rand_chacha::ChaCha12Rng;
 
 use self::faults::Plight;
 use self::liars::Gang;
+use self::watch::Watch;
 use super::check::{Checker, Invariant, Violation};
 use super::scenario::Scenario;
 use crate::config::RunConfig;
@@ -55,6 +57,8 @@ struct Peer {
     fetching: BTreeSet<Hash>,
     joiner: bool,
     plight: Plight,
+    /// When it was last started.
+    since: Micros,
 }
 
 /// Something to come.
@@ -95,6 +99,8 @@ enum Item {
     Fault(usize),
     /// The power comes back.
     Wake(usize),
+    /// Who takes whom for dead is looked at.
+    Look,
     Exit {
         peer: usize,
         life: u32,
@@ -130,6 +136,7 @@ pub(super) struct World {
     pub noticed: BTreeMap<String, u64>,
     /// Peers that the record chain slashed.
     pub slashed: BTreeSet<usize>,
+    pub watch: Watch,
     pub messages: u64,
     /// Of each kind.
     pub kinds: BTreeMap<&'static str, u64>,
@@ -158,6 +165,7 @@ impl World {
                     fetching,
                     joiner,
                     plight: Plight::default(),
+                    since: 0,
                 }
             })
             .collect();
@@ -188,6 +196,7 @@ impl World {
             agreements: Vec::new(),
             faults_left: 0,
             waking: 0,
+            watch: Watch::default(),
             messages: 0,
             kinds: BTreeMap::new(),
             bytes: 0,
@@ -201,6 +210,9 @@ impl World {
         }
         let founders: Vec<usize> = (0..scenario.peers).filter(|peer| !world.peers[*peer].joiner).collect();
         founders.into_iter().for_each(|peer| world.start(peer, true));
+        if world.scenario.watch {
+            world.push(1, Item::Look);
+        }
         world
     }
 
@@ -289,10 +301,7 @@ impl World {
                 from,
                 message,
             } => {
-                let event = Event::Message {
-                    from,
-                    message: (*message).clone(),
-                };
+                let event = Event::Message { from, message };
                 self.event(to, life, event);
             }
             Item::Timer {
@@ -312,6 +321,7 @@ impl World {
             Item::Event { peer, life, event } => self.event(peer, life, *event),
             Item::Fault(at) => self.fault(at),
             Item::Wake(peer) => self.wake(peer),
+            Item::Look => self.look(),
             Item::Exit { peer, life } if self.peers[peer].life == life => self.crash(peer),
             Item::Exit { .. } => {}
         }
@@ -338,6 +348,7 @@ impl World {
         let config = self.config.clone();
         let peer = &mut self.peers[at];
         peer.life += 1;
+        peer.since = self.now;
         (peer.training, peer.timers) = (None, BTreeMap::new());
         peer.fetching.clear();
         let tip = peer.disk.states.last_key_value().map(|(_, state)| (**state).clone());
@@ -810,7 +821,9 @@ impl World {
     }
 
     fn crash(&mut self, peer: usize) {
-        self.peers[peer].state = None;
+        if self.peers[peer].state.take().is_some() {
+            self.watch.crashed(peer, self.now);
+        }
         self.peers[peer].life += 1;
     }
 

@@ -15,6 +15,7 @@ pub fn run(command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Trainer(args) => trainer(&args),
         BenchCommand::Codec(args) => codec(&args),
+        BenchCommand::Rounds(args) => super::bench_rounds::run(&args),
     }
 }
 

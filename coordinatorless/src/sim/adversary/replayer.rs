@@ -18,10 +18,10 @@ impl Adversary for Replayer {
     fn hears(&mut self, stage: &mut Stage<'_>, event: Event) -> Vec<Event> {
         if let Event::Message { message, .. } = &event {
             if self.heard.len() < KEPT {
-                self.heard.push(message.clone());
+                self.heard.push((**message).clone());
             } else {
                 let at = stage.rng.random_range(0..KEPT);
-                self.heard[at] = message.clone();
+                self.heard[at] = (**message).clone();
             }
         }
         vec![event]

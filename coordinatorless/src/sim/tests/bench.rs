@@ -186,7 +186,6 @@ impl Bench {
             self.now = at;
             match self.queue.remove(&(at, order)).unwrap() {
                 Item::Message(to, life, from, message) if self.peers[to].life == life => {
-                    let message = (*message).clone();
                     self.event(to, Event::Message { from, message });
                 }
                 Item::Event(to, life, event) if self.peers[to].life == life => self.event(to, *event),

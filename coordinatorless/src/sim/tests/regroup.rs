@@ -232,7 +232,7 @@ fn a_statement_with_a_polka_that_proves_nothing_is_refused() {
         }),
         survivors,
     });
-    let message = keys.sign(&body);
+    let message = std::sync::Arc::new(keys.sign(&body));
     bench.event(0, Event::Message { from: liar, message });
     let refused = |notice: &Notice| matches!(notice, Notice::Rejected { kind: "regroup", reason, .. } if reason.contains("polka"));
     assert!(bench.peers[0].notices.iter().any(refused));

@@ -150,3 +150,35 @@ fn nothing_is_planted_in_an_ordinary_build() {
     const { assert!(!planted(Bug::VoteWithoutHolding) && !planted(Bug::SkipTheLog)) };
     const { assert!(!planted(Bug::SumInArrivalOrder) && !planted(Bug::CountTwice)) };
 }
+
+#[test]
+fn a_crash_in_a_crowd_is_known_to_all_within_five_seconds() {
+    for (peers, rounds) in [(16, 12), (150, 5)] {
+        let scenario = Scenario {
+            peers,
+            rounds,
+            batch_secs: 0.5,
+            watch: true,
+            faults: vec![Fault {
+                at_secs: 8.0,
+                peers: vec![0, peers / 2, peers - 1],
+                kind: FaultKind::Crash,
+                ..Fault::default()
+            }],
+            link: Link {
+                loss: 0.05,
+                ..Link::default()
+            },
+            ..Scenario::default()
+        };
+        let report = run(&scenario);
+        assert!(report.ok, "{:?}", report.violations);
+        let noticed = report.crash_noticed_secs.unwrap();
+        assert!((2.0..=5.0).contains(&noticed), "{peers} peers: {noticed} s");
+        let (alarms, looks) = report.false_alarms;
+        assert!(
+            looks > 10_000 && alarms * 1000 < looks,
+            "{peers} peers: {alarms} of {looks}"
+        );
+    }
+}

@@ -36,6 +36,11 @@ impl Plight {
         })
     }
 
+    /// Whether it stands still.
+    pub fn is_paused(&self, now: Micros) -> bool {
+        self.paused_until > now
+    }
+
     /// When its clock will show this.
     pub fn global(&self, at: Micros) -> Micros {
         self.clock.map_or(at, |(since, local, rate)| {
@@ -88,7 +93,7 @@ impl World {
             | Item::Fetched { peer, .. }
             | Item::AskRecords { peer, .. }
             | Item::Event { peer, .. } => *peer,
-            Item::Fault(_) | Item::Wake(_) | Item::Exit { .. } => return None,
+            Item::Fault(_) | Item::Wake(_) | Item::Look | Item::Exit { .. } => return None,
         };
         Some(self.peers[peer].plight.paused_until).filter(|until| *until > self.now)
     }
