@@ -88,6 +88,9 @@ const SILENCE: Micros = 7 * SECOND / 2;
 const FRESH: Micros = 9 * SECOND / 4;
 /// What one holds is told at most this often.
 const HAVE_PAUSE: Micros = SECOND / 20;
+/// Views grow longer, so that nobody honest comes to this one in years. A third of the weight together can call the others to any view
+/// (the engine follows so many), and the engine counts on from there.
+const MAX_VIEW: View = 1 << 16;
 /// Join and leave requests, and verdicts, kept at most.
 const MAX_REQUESTS: usize = 256;
 
@@ -363,6 +366,10 @@ impl State {
         }
         if slot.run != self.chain.agreed.run {
             return self.reject(signer, message.body.name(), "for another run".into());
+        }
+        if slot.view > MAX_VIEW {
+            let reason = format!("expected a view up to {MAX_VIEW}, found {}", slot.view);
+            return self.reject(signer, message.body.name(), reason);
         }
         if !self.is_member(&signer) && !matches!(message.body, Body::Join(_) | Body::Have(_)) {
             // A member of a branch, or of a future, that this peer doesn't know yet: worth asking, not worth believing.

@@ -24,6 +24,18 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<Usage>().is_some() { 2 } else { 1 }
 }
 
+/// What happened and why, in one line: each cause that the text before it does not tell already.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
@@ -35,5 +47,24 @@ mod tests {
         let wrong: anyhow::Result<()> = Err(usage("no such file"));
         assert_eq!(exit_code(&wrong.context("reading the run").unwrap_err()), 2);
         assert_eq!(exit_code(&anyhow::anyhow!("the disk is full")), 1);
+    }
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        #[derive(Debug)]
+        struct Disk(std::io::Error);
+        impl fmt::Display for Disk {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "disk: {}", self.0)
+            }
+        }
+        impl std::error::Error for Disk {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let full = Disk(std::io::Error::other("no space left"));
+        let error = anyhow::Error::new(full).context("the record store failed");
+        assert_eq!(told(&error), "the record store failed: disk: no space left");
     }
 }

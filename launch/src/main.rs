@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     match commands::run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("murmur: {error:#}");
+            eprintln!("murmur: {}", failure::told(&error));
             ExitCode::from(failure::exit_code(&error))
         }
     }

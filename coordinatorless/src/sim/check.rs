@@ -63,7 +63,7 @@ const ALL: [&str; 11] = [
 ];
 
 /// What a signed message is one of: its signer may say one thing for each.
-type Said = (Round, usize, u8, Branch, u32);
+type Said = (Round, usize, u8, Branch, u64);
 
 /// Rounds for which what was said is remembered.
 const REMEMBERED: u64 = 16;
@@ -140,10 +140,13 @@ impl Checker {
                         self.broken(HELD_VOTED, round.0, vec![peer], format!("{missing} blobs are not held"));
                     }
                 }
-                (slot.view * 2 + u32::from(prevote), vote.record.unwrap_or_default())
+                (
+                    u64::from(slot.view) * 2 + u64::from(prevote),
+                    vote.record.unwrap_or_default(),
+                )
             }
-            Body::Proposal(proposal) => (slot.view, proposal.record.hash()),
-            Body::Regroup(statement) => (statement.attempt, Hash::of(&statement.to_canonical())),
+            Body::Proposal(proposal) => (u64::from(slot.view), proposal.record.hash()),
+            Body::Regroup(statement) => (u64::from(statement.attempt), Hash::of(&statement.to_canonical())),
             _ => return,
         };
         let said: Said = (round, peer, message.body.kind(), slot.branch, extra);

@@ -183,18 +183,16 @@ pub fn wait(home: &Path, name: &str, conditions: &[&str]) {
     );
 }
 
-/// The events of a kind in a peer's log, oldest first.
+/// The events of a kind in a peer's log, oldest first. It may be running, or gone: half a line is no line.
 pub fn events(home: &Path, name: &str, kind: &str) -> Vec<Value> {
-    let text = fs::read_to_string(home.join(name).join("events.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let text = fs::read_to_string(home.join(name).join("events.jsonl")).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|line| line["ev"] == kind).collect()
 }
 
-/// The rounds that a peer decided, oldest first. It may be running, or gone: half a line is no line.
+/// The rounds that a peer decided, oldest first.
 pub fn decided(home: &Path, name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(home.join(name).join("events.jsonl")).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["ev"] == "round_decided").collect()
+    events(home, name, "round_decided")
 }
 
 /// Copies a folder.

@@ -239,6 +239,34 @@ fn a_statement_with_a_polka_that_proves_nothing_is_refused() {
 }
 
 #[test]
+fn a_view_that_nobody_can_have_come_to_is_refused() {
+    let mut bench = bench(1, 4);
+    assert!(bench.until(60, |bench| all(bench, 2)));
+    let chain = bench.peers[0].state.as_ref().unwrap().chain().clone();
+    // Half of the weight: the engine would follow that to any view, and cannot count on from the last.
+    for liar in [1, 2] {
+        let keys = bench.peers[liar].keys.clone();
+        let slot = Slot {
+            view: View::MAX,
+            ..chain.next_slot()
+        };
+        for kind in [VoteKind::Prevote, VoteKind::Precommit] {
+            let message = std::sync::Arc::new(keys.sign(&Body::Vote(Vote {
+                slot,
+                kind,
+                record: None,
+            })));
+            let from = keys.id();
+            bench.event(0, Event::Message { from, message });
+        }
+    }
+    let refused = |notice: &&Notice| matches!(notice, Notice::Rejected { kind: "vote", reason, .. } if reason.contains("4294967295"));
+    assert_eq!(bench.peers[0].notices.iter().filter(refused).count(), 4);
+    let goal = bench.round(0).0 + 3;
+    assert!(bench.until(60, |bench| all(bench, goal)), "{}", bench.tell());
+}
+
+#[test]
 fn a_founder_who_rewrites_history_is_refused() {
     let mut scenario = Scenario {
         seed: 7,
