@@ -109,7 +109,7 @@ def start(home, count, **shape):
 def crash(home, count):
     peers = start(home, count, steps=8, batches=4 * count, train=4.0, collect=6.0)
     begun = time.time()
-    settled = lambda: [line for line in peers[0].rounds() if line["t"] > begun + 10]
+    settled = lambda: [line for line in peers[0].rounds() if line["t"] > begun + 60]
     rounds = until("ten rounds", 300, lambda: len(settled()) >= 10 and settled(), 1.0)
     victim = peers.pop(count // 2)
     me = next(line for line in (victim.dir / "events.jsonl").read_text().splitlines() if '"started"' in line)
