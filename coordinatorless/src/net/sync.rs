@@ -49,8 +49,11 @@ pub enum Request {
         /// At most so many.
         max: u32,
     },
-    /// What is your newest snapshot (R17)?
-    Snapshot,
+    /// What is your newest snapshot (R17) that I can use?
+    Snapshot {
+        /// The asker's round: where rounds are short, the newest of all is always ahead of it.
+        at_most: Round,
+    },
     /// The record with this hash.
     Record {
         /// Its hash.

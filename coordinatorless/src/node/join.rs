@@ -137,7 +137,7 @@ pub async fn chain(
         });
     }
     // A young run has no snapshot yet: then everything that was counted is still there.
-    let offered = transfer::offered_snapshots(net, store, peers).await;
+    let offered = transfer::offered_snapshots(net, store, state.agreed.round.previous(), peers).await;
     transfer::set_snapshots(store, &offered)?;
     Ok(state.agreed.round)
 }

@@ -1,5 +1,8 @@
 //! What a node gives to others, and what it keeps for them (R17).
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use super::NodeError;
 use super::driver::Driver;
 use super::restore::history_window;
@@ -7,6 +10,10 @@ use super::transfer::{self, SnapshotEntry};
 use crate::net::{Request, Response, SnapshotInfo, StatusInfo};
 use crate::protocol::event::Notice;
 use crate::types::*;
+
+/// A snapshot stays at least this long, if there are no more than so many.
+const YOUNG: Duration = Duration::from_secs(30);
+const MAX_YOUNG: usize = 8;
 
 /// Records handed out in one answer, in bytes at most.
 const ANSWER_BYTES: usize = 4 << 20;
@@ -35,9 +42,11 @@ impl Driver {
                 Response::Records(records.into_iter().take_while(fits).collect())
             }
             Request::Record { hash } => Response::Record(self.node.store.by_hash(hash).ok().flatten().map(Box::new)),
-            Request::Snapshot => {
-                let certified = |entry: &&SnapshotEntry| entry.round < agreed.round;
-                match transfer::snapshots(&self.node.store).iter().rev().find(certified) {
+            Request::Snapshot { at_most } => {
+                let usable = |entry: &&SnapshotEntry| {
+                    entry.round < agreed.round && entry.round <= at_most && transfer::on_chain(&self.node.store, entry)
+                };
+                match transfer::snapshots(&self.node.store).iter().rev().find(usable) {
                     Some(entry) => Response::Snapshot(SnapshotInfo {
                         branch: entry.branch,
                         round: entry.round,
@@ -55,7 +64,7 @@ impl Driver {
         branch: Branch,
         round: Round,
         root: Hash,
-        file: &std::path::Path,
+        file: &Path,
     ) -> Result<(), NodeError> {
         let held = self.node.net.put_file(file).await?;
         if held != root {
@@ -74,9 +83,10 @@ impl Driver {
             model_len,
         });
         let finality = self.node.config.run.membership.finality_rounds;
-        dropped.extend(superseded(&mut all, finality));
+        let folder = file.parent().unwrap_or(Path::new("."));
+        dropped.extend(superseded(&mut all, finality, |entry| is_young(folder, entry)));
         for old in dropped.iter().filter(|old| old.model_root != root) {
-            let _gone = tokio::fs::remove_file(file.with_file_name(format!("{}.safetensors", old.model_root))).await;
+            let _gone = tokio::fs::remove_file(snapshot_file(folder, old)).await;
         }
         transfer::set_snapshots(&self.node.store, &all)?;
         self.node.store.keep_state(round)?;
@@ -116,9 +126,24 @@ impl Driver {
     }
 }
 
-/// Takes out what need not be kept. R17: the last two, with everything counted since the older; and while a branch may still be
-/// gone back to (R21), the newest snapshot from before it was left: those who come back may be too few to have one.
-fn superseded(all: &mut Vec<SnapshotEntry>, finality: u64) -> Vec<SnapshotEntry> {
+fn snapshot_file(folder: &Path, entry: &SnapshotEntry) -> PathBuf {
+    folder.join(format!("{}.safetensors", entry.model_root))
+}
+
+/// Whether somebody who was told of this snapshot may still be fetching it, or what was counted since.
+fn is_young(folder: &Path, entry: &SnapshotEntry) -> bool {
+    let written = std::fs::metadata(snapshot_file(folder, entry)).and_then(|meta| meta.modified());
+    written.is_ok_and(|written| written.elapsed().unwrap_or_default() < YOUNG)
+}
+
+/// Takes out what need not be kept. R17: the last two, with everything counted since the older; some more while they are young,
+/// since rounds may be shorter than a transfer; and while a branch may still be gone back to (R21), the newest snapshot from before
+/// it was left: those who come back may be too few to have one.
+fn superseded(
+    all: &mut Vec<SnapshotEntry>,
+    finality: u64,
+    young: impl Fn(&SnapshotEntry) -> bool,
+) -> Vec<SnapshotEntry> {
     let Some(newest) = all.last().copied() else {
         return Vec::new();
     };
@@ -129,7 +154,7 @@ fn superseded(all: &mut Vec<SnapshotEntry>, finality: u64) -> Vec<SnapshotEntry>
         .map(|(i, entry)| {
             let last_of_its_branch = all.get(i + 1).is_some_and(|next| next.branch != entry.branch);
             let open = newest.round.0 - entry.round.0 <= finality.saturating_mul(2);
-            i >= older || (last_of_its_branch && open)
+            i >= older || (last_of_its_branch && open) || (i + MAX_YOUNG >= all.len() && young(entry))
         })
         .collect();
     let mut at = kept.iter();
@@ -154,7 +179,7 @@ mod tests {
         let mut all = Vec::new();
         for (branch, round) in rounds {
             all.push(at(branch, round));
-            superseded(&mut all, 64);
+            superseded(&mut all, 64, |entry| entry.model_len > 1);
         }
         all.iter().map(|entry| (entry.branch, entry.round.0)).collect()
     }
@@ -162,6 +187,16 @@ mod tests {
     #[test]
     fn the_last_two_snapshots_stay() {
         assert_eq!(left((1..9).map(|i| (0, i * 4))), [(0, 28), (0, 32)]);
+    }
+
+    #[test]
+    fn young_snapshots_stay_up_to_eight() {
+        let mut all: Vec<SnapshotEntry> = (1..=12).map(|i| at(0, i * 4)).collect();
+        superseded(&mut all, 64, |entry| entry.round >= Round(36));
+        assert_eq!(all.first().map(|entry| entry.round), Some(Round(36)));
+        let mut all: Vec<SnapshotEntry> = (1..=12).map(|i| at(0, i * 4)).collect();
+        superseded(&mut all, 64, |_| true);
+        assert_eq!(all.len(), MAX_YOUNG);
     }
 
     #[test]

@@ -151,7 +151,8 @@ pub async fn model_source(
             Err(reason) => tracing::debug!(reason, "not from what is known here"),
         }
     }
-    usable.extend(offered_snapshots(net, store, others).await);
+    // The chain goes on meanwhile: a snapshot counts once the record after it is known.
+    usable.extend(offered_snapshots(net, store, round.previous(), others).await);
     let usable = self::usable(store, round, usable);
     let newest = usable.last().map_or(Round(0), |newest| newest.round);
     if !near(newest) {
@@ -206,11 +207,11 @@ async fn source_from(
     })
 }
 
-/// The newest snapshot of each peer that answers; only roots that a certified record names are worth anything.
-pub async fn offered_snapshots(net: &Net, store: &Store, peers: &[PeerId]) -> Vec<SnapshotEntry> {
+/// The newest snapshot up to `at_most` of each peer that answers; only roots that a certified record names are worth anything.
+pub async fn offered_snapshots(net: &Net, store: &Store, at_most: Round, peers: &[PeerId]) -> Vec<SnapshotEntry> {
     let mut offered = Vec::new();
     for peer in peers.iter().take(MAX_ASKED) {
-        let Ok(Response::Snapshot(info)) = net.request(*peer, Request::Snapshot, ANSWER).await else {
+        let Ok(Response::Snapshot(info)) = net.request(*peer, Request::Snapshot { at_most }, ANSWER).await else {
             continue;
         };
         let after = Round(info.round.0.saturating_add(1));
@@ -236,7 +237,7 @@ pub async fn offered_snapshots(net: &Net, store: &Store, peers: &[PeerId]) -> Ve
 }
 
 /// Whether the record after the snapshot certifies it.
-fn on_chain(store: &Store, entry: &SnapshotEntry) -> bool {
+pub(super) fn on_chain(store: &Store, entry: &SnapshotEntry) -> bool {
     match store.record(entry.round.next()) {
         Ok(Some(next)) => next.record.model_root == entry.model_root,
         // The newest round has no successor yet: then it must at least be this peer's own record of that branch.
