@@ -29,6 +29,9 @@ mod wal;
 use lock::DirLock;
 use wal::Wal;
 
+/// Bytes of pages kept in memory. The library's own gibibyte would fill with what is never read again, and look like a leak.
+const CACHE: usize = 16 << 20;
+
 /// Round -> canonical [`Decided`], on the current branch.
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
 /// Record hash -> round, on the current branch.
@@ -141,6 +144,7 @@ impl Store {
             let database = Builder::new()
                 .set_concurrency_mode(ConcurrencyMode::SingleWriter)
                 .set_check_integrity_on_open(true)
+                .set_cache_size(CACHE)
                 .create(dir.join("records.redb"))?;
             create_tables(&database)?;
             Ok(database)

@@ -3,7 +3,7 @@
 whether memory stays flat.
 
     launch/benches/real_peers.py crash --peers 16      # decisions, then one SIGKILL
-    launch/benches/real_peers.py soak --rounds 2000    # three peers, one of them killed and started again every minute
+    launch/benches/real_peers.py soak --rounds 2000    # four peers, one of them killed and started again every minute
 
 Needs a release build (target/release/murmur). Prints one JSON object.
 """
@@ -38,7 +38,7 @@ max_inner_steps = {steps}
 round_batches = {batches}
 weight_delay = 1
 weight_window = 6
-regroup_secs = 5.0
+regroup_secs = {regroup}
 [timing]
 train_secs = {train}
 collect_secs = {collect}
@@ -107,7 +107,7 @@ def start(home, count, **shape):
 
 
 def crash(home, count):
-    peers = start(home, count, steps=8, batches=4 * count, train=4.0, collect=6.0)
+    peers = start(home, count, steps=80, batches=20 * count, train=4.0, collect=6.0, regroup=60.0)
     begun = time.time()
     settled = lambda: [line for line in peers[0].rounds() if line["t"] > begun + 60]
     rounds = until("ten rounds", 300, lambda: len(settled()) >= 10 and settled(), 1.0)
@@ -119,7 +119,7 @@ def crash(home, count):
 
     def unheard(peer):
         states = {member["id"]: member["state"] for member in peer.status().get("members", [])}
-        return states.get(me) != "training"
+        return me in states and states[me] != "training"
 
     noticed = {}
     def all_noticed():
@@ -144,7 +144,7 @@ def crash(home, count):
 
 
 def soak(home, goal):
-    peers = start(home, 3, steps=2, batches=6, train=1.0, collect=1.5)
+    peers = start(home, 4, steps=2, batches=8, train=1.0, collect=1.5, regroup=5.0)
     samples, churns, last = [], 0, time.monotonic()
     while True:
         time.sleep(1.0)
@@ -154,8 +154,8 @@ def soak(home, goal):
             break
         if time.monotonic() - last > 60:
             last, churns = time.monotonic(), churns + 1
-            peers[2].kill()
-            peers[2] = Peer(home, "p2", "join")
+            peers[3].kill()
+            peers[3] = Peer(home, "p3", "join")
     quarter = lambda n: statistics.median(mem for done, mem in samples if (n - 1) * goal / 4 <= done < n * goal / 4)
     quarters = [quarter(n) for n in (1, 2, 3, 4)]
     return {
