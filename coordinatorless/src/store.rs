@@ -29,7 +29,7 @@ mod wal;
 use lock::DirLock;
 use wal::Wal;
 
-/// Bytes of pages kept in memory. The library's own gibibyte would fill with what is never read again, and look like a leak.
+/// Bytes of pages kept in memory. The library's own gibibyte would fill with what is never read again.
 const CACHE: usize = 16 << 20;
 
 /// Round -> canonical [`Decided`], on the current branch.
