@@ -14,16 +14,6 @@ use common::{Running, decided, ends_within, leave, murmur, refused, said, up, wa
 
 /// Rounds of about two seconds, and a short patience where one that is gone held too much weight.
 const RUN: &str = r#"
-name = "hard"
-text = ["text.txt"]
-[model]
-dim = 32
-layers = 1
-heads = 2
-ffn = 64
-[training]
-seq_len = 32
-batch_sequences = 2
 max_inner_steps = 8
 [membership]
 round_batches = 16
@@ -131,8 +121,7 @@ impl Drop for SmallDisk {
 fn one_of_four_is_frozen_or_loses_its_disk_and_the_others_go_on() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    common::text(home);
-    fs::write(home.join("run.toml"), RUN).unwrap();
+    common::run_file(home, "hard", RUN);
     let a = up(home, "a", &["new", "run.toml"]);
     wait(home, "a", &["round>=1"]);
     let ticket = String::from_utf8(murmur(home, &["ticket", "--dir", "a"]).stdout).unwrap();

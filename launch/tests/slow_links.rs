@@ -15,16 +15,6 @@ use common::{Running, decided, events, leave, said};
 use serde_json::Value;
 
 const RUN: &str = r#"
-name = "slow"
-text = ["text.txt"]
-[model]
-dim = 32
-layers = 1
-heads = 2
-ffn = 64
-[training]
-seq_len = 32
-batch_sequences = 2
 max_inner_steps = 40
 [membership]
 round_batches = 80
@@ -195,8 +185,7 @@ fn counted(home: &Path, id: &Value, from: u64) -> bool {
 fn netns_a_peer_cut_off_for_45_seconds_comes_back_over_slow_links() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    common::text(home);
-    fs::write(home.join("run.toml"), RUN).unwrap();
+    common::run_file(home, "slow", RUN);
     let lan = Lan::new(4);
     let mut peers = vec![lan.start(home, 0, &["new", "run.toml"])];
     common::wait(home, "p0", &["round>=1"]);

@@ -6,7 +6,6 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,16 +15,6 @@ use serde_json::Value;
 /// Twelve peers on two cores: the model is tiny, and a round takes about three seconds. `regroup_secs` and its factor are short, so
 /// that one of twelve is patient for 3 + 2 + 4 x 2 = 13 s; with a run's defaults (rounds of a minute) that would be four minutes.
 const RUN: &str = r#"
-name = "twelve"
-text = ["text.txt"]
-[model]
-dim = 32
-layers = 1
-heads = 2
-ffn = 64
-[training]
-seq_len = 32
-batch_sequences = 2
 max_inner_steps = 80
 [membership]
 round_batches = 240
@@ -106,8 +95,7 @@ fn counts(home: &Path, i: usize, whom: &BTreeSet<String>, since: f64) -> bool {
 fn one_of_twelve_survives_and_the_eleven_that_come_back_all_count_again() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    common::text(home);
-    fs::write(home.join("run.toml"), RUN).unwrap();
+    common::run_file(home, "twelve", RUN);
     let mut peers = vec![up(home, &name(0), &["new", "run.toml"])];
     wait(home, &name(0), &["round>=1"]);
     let ticket = String::from_utf8(murmur(home, &["ticket", "--dir", "p0"]).stdout).unwrap();

@@ -230,22 +230,13 @@ impl Driver {
                 return Ok(());
             }
         };
-        match &message.body {
-            Body::Join(_) => {
-                if self.guests.len() < MAX_GUESTS || self.guests.contains_key(&message.signer) {
-                    self.guests.insert(message.signer, Instant::now());
-                    self.keep_connections();
-                }
-                self.handle(Event::Message {
-                    from,
-                    message: Arc::new(message),
-                })
-            }
-            _ => self.handle(Event::Message {
-                from,
-                message: Arc::new(message),
-            }),
+        let room = self.guests.len() < MAX_GUESTS || self.guests.contains_key(&message.signer);
+        if matches!(message.body, Body::Join(_)) && room {
+            self.guests.insert(message.signer, Instant::now());
+            self.keep_connections();
         }
+        let message = Arc::new(message);
+        self.handle(Event::Message { from, message })
     }
 
     pub(super) fn keep_connections(&mut self) {

@@ -282,13 +282,15 @@ impl State {
             self.hears_now(now, by).then(|| have.alive.has(place))
         };
         let by = self.roster.told_by(place).unwrap_or_default();
-        let mut voices = by.iter().filter_map(says).peekable();
-        let alone = voices.next().map(|first| (first, voices.peek().is_none()));
-        match alone {
-            None => false,
-            Some((first, true)) => first,
-            Some((first, false)) => voices.filter(|alive| *alive).nth(usize::from(!first)).is_some(),
+        let (mut voices, mut alive) = (0, 0);
+        for lives in by.iter().filter_map(says) {
+            voices += 1;
+            alive += u32::from(lives);
+            if alive == 2 {
+                return true;
+            }
         }
+        voices == 1 && alive == 1
     }
 
     /// Weight of those who say, for this round, that they hold this member's contribution.

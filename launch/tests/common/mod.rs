@@ -64,19 +64,7 @@ pub fn text(home: &Path) -> PathBuf {
 
 /// A run that a test machine trains in seconds.
 pub fn tiny_run(home: &Path) -> PathBuf {
-    text(home);
-    let path = home.join("run.toml");
-    let run = r#"
-name = "tiny"
-text = ["text.txt"]
-[model]
-dim = 32
-layers = 1
-heads = 2
-ffn = 64
-[training]
-seq_len = 32
-batch_sequences = 2
+    let rest = r#"
 max_inner_steps = 8
 [membership]
 round_batches = 8
@@ -85,7 +73,27 @@ train_secs = 2.0
 [storage]
 snapshot_rounds = 2
 "#;
-    fs::write(&path, run).unwrap();
+    run_file(home, "tiny", rest)
+}
+
+/// Writes `run.toml`: a tiny model on a text of its own, then `rest`, which goes on in `[training]`.
+pub fn run_file(home: &Path, name: &str, rest: &str) -> PathBuf {
+    text(home);
+    let path = home.join("run.toml");
+    let head = format!(
+        r#"
+name = "{name}"
+text = ["text.txt"]
+[model]
+dim = 32
+layers = 1
+heads = 2
+ffn = 64
+[training]
+seq_len = 32
+batch_sequences = 2"#
+    );
+    fs::write(&path, head + rest).unwrap();
     path
 }
 
