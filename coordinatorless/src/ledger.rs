@@ -1,16 +1,23 @@
 //! The contribution ledger (R6, R29): points per peer, provisional until they vest, gone when a cheat is proven. All integers,
 //! all from the record chain, so anyone who replays the chain has the same balances and the same root.
+//!
+//! Points vest by the round while vesting is short. Where it is long, grants that no audit can single out any more are added up in spans
+//! of a [`SPANS`]th of `vesting_rounds`, and a span vests with its last round. So an account stays within some dozens of entries
+//! whatever the policy, and so does every state of the chain that a peer keeps.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::config::RunConfig;
+use crate::config::RewardConfig;
 use crate::types::*;
 use crate::wire::Canonical;
 
-/// Points of one counted round, not yet vested.
+/// Into so many parts the time until points vest is divided at most: a grant vests late by less than one of them.
+const SPANS: u64 = 16;
+
+/// Points of one counted round, or of several of one span, not yet vested.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Grant {
-    /// The round worked in.
+    /// The round worked in; of several, the last.
     pub round: Round,
     /// Points: verified training FLOPs in billions, times the liveness multiplier.
     pub points: u128,
@@ -97,10 +104,10 @@ impl Ledger {
     }
 
     /// Grants points for a counted round (R29).
-    pub fn grant(&mut self, config: &RunConfig, id: PeerId, round: Round, tokens: u64) {
+    pub fn grant(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64) {
         let account = self.open(id);
-        let seconds = account.rounds.saturating_mul(config.rewards.nominal_round_secs);
-        let flops = u128::from(tokens).saturating_mul(u128::from(config.rewards.flops_per_token));
+        let seconds = account.rounds.saturating_mul(rewards.nominal_round_secs);
+        let flops = u128::from(tokens).saturating_mul(u128::from(rewards.flops_per_token));
         let points = (flops / 1_000_000_000).saturating_mul(u128::from(liveness_millionths(seconds))) / 1_000_000;
         account.tokens = account.tokens.saturating_add(tokens);
         account.rounds = account.rounds.saturating_add(1);
@@ -108,12 +115,29 @@ impl Ledger {
         self.issued = self.issued.saturating_add(points);
     }
 
+    /// Adds up what was granted before `settled` in one span: no audit asks for a round before that. What was earned from `minority` on
+    /// stays apart from what was earned before (R21).
+    pub fn add_up(&mut self, rewards: &RewardConfig, settled: Round, minority: Option<Round>) {
+        let span = (rewards.vesting_rounds / SPANS).max(1);
+        let place = |grant: &Grant| (grant.round.0 / span, minority.is_some_and(|since| grant.round >= since));
+        for account in &mut self.accounts {
+            account.provisional.dedup_by(|next, grant| {
+                let together = next.round < settled && place(next) == place(grant);
+                if together {
+                    grant.round = next.round;
+                    grant.points = grant.points.saturating_add(next.points);
+                }
+                together
+            });
+        }
+    }
+
     /// Vests what is old enough after `now`; what was earned from `minority` on is contested (R21).
-    pub fn vest(&mut self, config: &RunConfig, now: Round, minority: Option<Round>) {
+    pub fn vest(&mut self, rewards: &RewardConfig, now: Round, minority: Option<Round>) {
         for account in &mut self.accounts {
             let ripe = account
                 .provisional
-                .partition_point(|grant| grant.round.0 + config.rewards.vesting_rounds <= now.0);
+                .partition_point(|grant| grant.round.0 + rewards.vesting_rounds <= now.0);
             for grant in account.provisional.drain(..ripe) {
                 account.vested = account.vested.saturating_add(grant.points);
                 if minority.is_some_and(|since| grant.round >= since) {
@@ -183,6 +207,53 @@ mod tests {
             );
         }
         assert_eq!(liveness_millionths(u64::MAX), 2_000_000);
+    }
+
+    #[test]
+    fn a_long_vesting_keeps_few_entries_and_every_point() {
+        let rewards = RewardConfig {
+            vesting_rounds: 1600,
+            ..RewardConfig::default()
+        };
+        let (id, mut ledger) = (PeerId([1; 32]), Ledger::default());
+        let minority = Some(Round(4050));
+        for now in (1..=5000).map(Round) {
+            ledger.grant(&rewards, id, now, 1_000_000_000);
+            ledger.add_up(&rewards, Round(now.0.saturating_sub(16)), minority);
+            ledger.vest(&rewards, now, minority);
+            let account = ledger.get(&id).unwrap();
+            assert!(account.provisional.len() <= 36, "{now}: {}", account.provisional.len());
+            assert_eq!(account.vested + account.provisional_points(), ledger.issued, "{now}");
+        }
+        let account = ledger.get(&id).unwrap();
+        let last = account.provisional.iter().rev().take(16).map(|grant| grant.round.0);
+        assert!(last.eq((4985..=5000).rev()), "what an audit can ask for stays apart");
+        assert!(account.provisional[0].round.0 + 1600 > 5000);
+        assert!(
+            account.provisional[0].round.0 <= 5000 - 1600 + 100,
+            "no later than by a span"
+        );
+        let of_both_sides = account
+            .provisional
+            .iter()
+            .filter(|grant| grant.round.0 / 100 == 40)
+            .count();
+        assert_eq!(of_both_sides, 2, "the rounds before 4050, and those from it on");
+    }
+
+    #[test]
+    fn points_of_a_short_vesting_stay_by_the_round() {
+        let rewards = RewardConfig {
+            vesting_rounds: 16,
+            ..RewardConfig::default()
+        };
+        let (id, mut ledger) = (PeerId([1; 32]), Ledger::default());
+        for round in (1..=16).map(Round) {
+            ledger.grant(&rewards, id, round, 1_000_000_000);
+        }
+        let before = ledger.clone();
+        ledger.add_up(&rewards, Round(100), None);
+        assert_eq!(ledger, before);
     }
 
     #[test]

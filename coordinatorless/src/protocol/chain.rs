@@ -317,10 +317,20 @@ impl ChainState {
         if record.carried.is_none() {
             audit::draw(&mut next, config, record);
         }
-        next.ledger.vest(config, round, next.agreed.minority);
+        next.vest(config);
         membership::normalise_speeds(&mut next.agreed.members);
         next.settle_voters(config);
         (next, notices)
+    }
+
+    /// R29: points vest; of rounds that no audit is open for, or can be, only the sum of a span matters.
+    fn vest(&mut self, config: &RunConfig) {
+        let (now, minority) = (self.agreed.round, self.agreed.minority);
+        let auditable = Round(now.0.saturating_sub(2 * config.verification.verdict_rounds));
+        let open = self.agreed.audits.iter().map(|open| open.round);
+        let settled = open.fold(auditable, Round::min);
+        self.ledger.add_up(&config.rewards, settled, minority);
+        self.ledger.vest(&config.rewards, now, minority);
     }
 
     /// R22: who signed two votes for one slot is barred, and loses what has not vested.
@@ -359,7 +369,7 @@ impl ChainState {
                 member.accumulator = contribution.commit.accumulator_after;
                 // Barred by this very record: what it delivered is in the model, but is not paid.
                 if member.standing != Standing::Banned {
-                    self.ledger.grant(config, *id, round, tokens);
+                    self.ledger.grant(&config.rewards, *id, round, tokens);
                 }
                 self.agreed.tokens = self.agreed.tokens.saturating_add(tokens);
             }
