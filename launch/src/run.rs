@@ -29,6 +29,10 @@ use crate::progress::Progress;
 use crate::reporter::Reporter;
 use crate::{disk, side, worker};
 
+/// How far computing threads stand back (nice; 0 is usual, 19 the most): a third of a contended core instead of half.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 5;
+
 /// What a peer is started with. Its directory holds the run's configuration and data.
 pub struct Start {
     /// The directory.
@@ -192,16 +196,28 @@ impl Computing {
             done,
             side: side_sender,
         };
-        let worker = thread::Builder::new()
-            .name("worker".into())
-            .spawn(move || worker::work(setup, &work))?;
-        let side = thread::Builder::new()
-            .name("side".into())
-            .spawn(move || side::work(&aside, &tasks))?;
+        let worker = thread::Builder::new().name("worker".into()).spawn(move || {
+            give_way();
+            worker::work(setup, &work)
+        })?;
+        let side = thread::Builder::new().name("side".into()).spawn(move || {
+            give_way();
+            side::work(&aside, &tasks)
+        })?;
         Ok(Threads {
             work: work_sender,
             handles: vec![worker, side],
         })
+    }
+}
+
+/// Lets the protocol's threads, and whatever else runs here, go before this one: a round that is decided late holds up everybody, a
+/// gradient step that is late only this peer. libtorch's threads are made by the computing ones and inherit it.
+fn give_way() {
+    // On Linux this concerns the calling thread alone. Where it fails, training goes on as it is.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "could not lower a computing thread's priority");
     }
 }
 
