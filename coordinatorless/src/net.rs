@@ -348,6 +348,11 @@ impl Net {
         self.inner.blobs.put_file(path).await
     }
 
+    /// Waits until what was stored so far would outlive this process: before it is promised to anyone.
+    pub async fn flush_blobs(&self) -> Result<(), NetError> {
+        self.inner.blobs.flush().await
+    }
+
     /// A blob that is held in full.
     pub async fn get(&self, hash: Hash) -> Result<Option<Bytes>, NetError> {
         self.inner.blobs.get(hash).await

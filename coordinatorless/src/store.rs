@@ -30,7 +30,7 @@ use lock::DirLock;
 use wal::Wal;
 
 /// Bytes of pages kept in memory. The library's own gibibyte would fill with what is never read again.
-const CACHE: usize = 16 << 20;
+const CACHE: usize = 4 << 20;
 
 /// Round -> canonical [`Decided`], on the current branch.
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");

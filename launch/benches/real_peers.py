@@ -119,7 +119,8 @@ def crash(home, count):
 
     def unheard(peer):
         states = {member["id"]: member["state"] for member in peer.status().get("members", [])}
-        return me in states and states[me] != "training"
+        # Who has lapsed meanwhile is no longer listed.
+        return bool(states) and states.get(me) != "training"
 
     noticed = {}
     def all_noticed():

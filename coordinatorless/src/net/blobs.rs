@@ -218,6 +218,12 @@ impl Blobs {
         Ok(hash)
     }
 
+    /// Waits until what was stored so far is committed: the store does that in batches, and what was in one is gone if the process is
+    /// killed first.
+    pub async fn flush(&self) -> Result<(), NetError> {
+        self.store.sync_db().await.map_err(|error| self.failed(error))
+    }
+
     /// A blob held in full.
     pub async fn get(&self, hash: Hash) -> Result<Option<Bytes>, NetError> {
         if !self.has(hash).await {

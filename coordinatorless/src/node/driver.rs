@@ -281,6 +281,7 @@ impl Driver {
                 }
                 self.accumulators
                     .insert(trained.round, self.node.net.put_file(&accumulator).await?);
+                self.node.net.flush_blobs().await?;
                 let keep = self.node.config.run.verification.verdict_rounds * 2 + SPARE_ACCUMULATORS;
                 let oldest = Round(trained.round.0.saturating_sub(keep));
                 self.accumulators = self.accumulators.split_off(&oldest);

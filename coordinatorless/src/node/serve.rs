@@ -67,6 +67,7 @@ impl Driver {
         file: &Path,
     ) -> Result<(), NodeError> {
         let held = self.node.net.put_file(file).await?;
+        self.node.net.flush_blobs().await?;
         if held != root {
             let reason = format!("the snapshot file of round {round} is torn: expected {root}, found {held}");
             self.notice(Notice::Warning(reason));
