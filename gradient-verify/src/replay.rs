@@ -16,7 +16,7 @@
 
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{Commit, Hash};
-use trainer::compress::{DecodeError, SparseCodec};
+use trainer::compress::{ACCUMULATOR_LEAF, AnyCodec, Codec, DecodeError};
 use trainer::config::TrainingConfig;
 use trainer::local::{LocalError, LocalRound, RoundInputs, local_round};
 use trainer::model::Model;
@@ -31,7 +31,7 @@ pub struct Audit<'a> {
     /// The run's training.
     pub training: &'a TrainingConfig,
     /// The run's codec.
-    pub codec: &'a SparseCodec,
+    pub codec: &'a AnyCodec,
     /// The agreed model before the audited round, flat.
     pub theta: &'a [f32],
     /// The work as it was assigned, and the commit.
@@ -155,7 +155,7 @@ pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
     let open = |which, bytes, root| Opening::open(which, bytes, root, codec.params());
     let before = open(Which::Before, audit.accumulator_before, &commit.accumulator_before)?;
     let after = open(Which::After, audit.accumulator_after, &commit.accumulator_after)?;
-    let sent = codec.decode(audit.shards)?.to_dense();
+    let sent = codec.to_dense(audit.shards)?;
 
     let round = train(audit.model, audit.training, theta, audit.order, audit.batches, steps)?;
     let claim = Claim {
@@ -254,7 +254,7 @@ struct Claim<'a> {
 
 impl Claim<'_> {
     /// Whether encoding `delta` gives the same shards and the same accumulator, bit for bit.
-    fn is_reproduced(&self, codec: &SparseCodec, shards: &[&[u8]], delta: &[f32]) -> bool {
+    fn is_reproduced(&self, codec: &AnyCodec, shards: &[&[u8]], delta: &[f32]) -> bool {
         let before: Vec<f32> = self.before.values().collect();
         // A sum that is not finite is nothing an honest member has encoded; the comparison below says how far off it is.
         let Ok(encoded) = codec.encode(&before, delta) else {
@@ -270,22 +270,30 @@ impl Claim<'_> {
     }
 
     /// Distance between the pseudo-gradient claimed and `delta`, and whether the selection follows in every chunk.
-    fn compare(&self, codec: &SparseCodec, delta: &[f32], theta: &[f32]) -> (Distance, bool) {
+    fn compare(&self, codec: &AnyCodec, delta: &[f32], theta: &[f32]) -> (Distance, bool) {
         let (mut before, mut after) = (self.before.values(), self.after.values());
         let (mut sums, mut selection, mut selection_ok) = (Sums::default(), Selection::default(), true);
         let (mut kept, mut claim) = (Vec::new(), Vec::new());
-        let chunks = self.sent.chunks(codec.chunk());
-        for (sent, (delta, theta)) in chunks.zip(delta.chunks(codec.chunk()).zip(theta.chunks(codec.chunk()))) {
+        // A dense codec reads no accumulator and leaves zeros: all that it took in, it sent.
+        let (chunk, beta) = match codec {
+            AnyCodec::Sparse(codec) => (codec.chunk(), codec.beta()),
+            AnyCodec::Dense(_) => (ACCUMULATOR_LEAF, 0.0),
+        };
+        let chunks = self.sent.chunks(chunk);
+        for (sent, (delta, theta)) in chunks.zip(delta.chunks(chunk).zip(theta.chunks(chunk))) {
             kept.clear();
             kept.extend(after.by_ref().take(sent.len()));
             claim.clear();
             let values = kept.iter().zip(sent).zip(before.by_ref());
             claim.extend(values.map(|((kept, sent), before)| {
                 // The product is rounded as its author rounded it, the sum is exact.
-                f64::from(*kept) + f64::from(*sent) - f64::from(codec.beta() * before)
+                f64::from(*kept) + f64::from(*sent) - f64::from(beta * before)
             }));
             sums.add(&claim, delta, theta);
-            selection_ok &= selection.follows(&kept, sent, codec.k());
+            selection_ok &= match codec {
+                AnyCodec::Sparse(codec) => selection.follows(&kept, sent, codec.k()),
+                AnyCodec::Dense(_) => kept.iter().all(|kept| *kept == 0.0),
+            };
         }
         (sums.distance(), selection_ok)
     }

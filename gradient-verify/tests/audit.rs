@@ -8,7 +8,7 @@ use gradient_verify::{
     Audit, Replay, ReplayError, accumulator_bytes, explain, judge, malformed, replay, unanswered, verdict,
 };
 use tch::Device;
-use trainer::compress::{self, SparseCodec};
+use trainer::compress::{self, AnyCodec, Codec, DenseCodec, SparseCodec};
 use trainer::config::{ModelConfig, TrainingConfig};
 use trainer::local::{LocalRound, RoundInputs, local_round, set_threads};
 use trainer::model::{Model, init_flat};
@@ -40,8 +40,8 @@ fn training() -> TrainingConfig {
     training
 }
 
-fn codec() -> SparseCodec {
-    SparseCodec::new(tiny().param_count(), 4096, 64, 0.95).unwrap()
+fn codec() -> AnyCodec {
+    AnyCodec::Sparse(SparseCodec::new(tiny().param_count(), 4096, 64, 0.95).unwrap())
 }
 
 /// Four sequences of 17 tokens, other ones for another `salt`.
@@ -69,6 +69,7 @@ fn accumulator_root(values: &[f32]) -> Hash {
 
 /// A member's round as the auditor gets it.
 struct Case {
+    codec: AnyCodec,
     theta: Vec<f32>,
     order: AuditOrder,
     shards: Vec<Vec<u8>>,
@@ -79,7 +80,12 @@ struct Case {
 impl Case {
     /// A commit of all steps, made of this pseudo-gradient, this accumulator and this trace root.
     fn new(theta: &[f32], before: &[f32], delta: &[f32], trace_root: [u8; 32]) -> Self {
-        let encoded = codec().encode(before, delta).unwrap();
+        Self::of(codec(), theta, before, delta, trace_root)
+    }
+
+    /// The same with another codec.
+    fn of(codec: AnyCodec, theta: &[f32], before: &[f32], delta: &[f32], trace_root: [u8; 32]) -> Self {
+        let encoded = codec.encode(before, delta).unwrap();
         let slot = Slot {
             run: RunId([7; 32]),
             branch: 0,
@@ -120,6 +126,7 @@ impl Case {
             signature: Signature([0; 64]),
         };
         Self {
+            codec,
             theta: theta.to_vec(),
             order: AuditOrder {
                 work,
@@ -152,7 +159,7 @@ impl Case {
         replay(Audit {
             model: &mut Model::new(&tiny(), Device::Cpu).unwrap(),
             training: &training(),
-            codec: &codec(),
+            codec: &self.codec,
             theta: &self.theta,
             order: &self.order,
             batches,
@@ -290,6 +297,33 @@ fn scaling_sign_flips_and_idleness_are_found() {
 }
 
 #[test]
+fn every_value_sent_is_held_to_the_same() {
+    let dense = || AnyCodec::Dense(DenseCodec::new(tiny().param_count()).unwrap());
+    let (round, zeros) = (honest_round(), vec![0.0; tiny().param_count()]);
+    let case = |delta: &[f32], trace| Case::of(dense(), &theta(), &zeros, delta, trace);
+    let honest = case(&round.delta, round.trace_root).replay().unwrap();
+    assert!(honest.exact && honest.selection_ok);
+    let by_its_bytes = case(&round.delta, [1; 32]).replay().unwrap();
+    assert!(!by_its_bytes.exact && by_its_bytes.selection_ok);
+    assert!(by_its_bytes.distance < 1e-5, "{}", by_its_bytes.distance);
+    let scaled: Vec<f32> = round.delta.iter().map(|value| 1.2 * value).collect();
+    let found = case(&scaled, round.trace_root).replay().unwrap();
+    assert!((found.distance - 0.2).abs() < 1e-3, "{}", found.distance);
+    // What an accumulator could hide from a distance, it may not hold here.
+    let kept: Vec<f32> = round
+        .delta
+        .iter()
+        .zip(&scaled)
+        .map(|(value, sent)| value - sent)
+        .collect();
+    let hidden = case(&scaled, round.trace_root)
+        .keeping(accumulator_bytes(&kept))
+        .replay()
+        .unwrap();
+    assert!(!hidden.selection_ok);
+}
+
+#[test]
 fn a_false_accumulator_is_found() {
     let case = honest();
     // What was sent is still in it.
@@ -321,7 +355,7 @@ fn the_opposite_sent_is_found_whatever_the_accumulator_says() {
     let minus: Vec<f32> = sum.iter().map(|value| -value).collect();
     let zeros = vec![0.0; sum.len()];
     let shards = codec.encode(&zeros, &minus).unwrap().shards;
-    let sent = codec.decode(&shards).unwrap().to_dense();
+    let sent = codec.to_dense(&shards).unwrap();
     let after: Vec<f32> = sum.iter().zip(&sent).map(|(sum, sent)| sum - sent).collect();
     let case = case.sending(shards).keeping(accumulator_bytes(&after));
     let found = case.replay().unwrap();

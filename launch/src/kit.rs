@@ -9,7 +9,7 @@ use std::sync::Arc;
 use trainer::aggregate::{Weighted, aggregate_with};
 use trainer::apply::{OuterRate, apply_with};
 use trainer::checkpoint;
-use trainer::compress::SparseCodec;
+use trainer::compress::{AnyCodec, Codec};
 use trainer::config::{ModelConfig, TrainingConfig};
 use trainer::model::{Layout, init_flat};
 
@@ -28,7 +28,7 @@ pub struct Kit {
     /// Where each tensor lies.
     pub layout: Layout,
     /// How contributions are encoded.
-    pub codec: SparseCodec,
+    pub codec: AnyCodec,
     /// The text as tokens.
     pub data: Dataset,
     rate: OuterRate,

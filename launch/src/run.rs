@@ -19,6 +19,7 @@ use coordinatorless::store::Store;
 use coordinatorless::types::{PeerId, Round};
 use coordinatorless::wire::Keys;
 use tokio::sync::{mpsc, watch};
+use trainer::compress::Codec;
 
 use crate::cli::Cheat;
 use crate::device::{device, threads};

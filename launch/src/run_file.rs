@@ -12,7 +12,7 @@ use coordinatorless::types::Hash;
 use datasets::TokenizerKind;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use trainer::compress::{SparseCodec, accumulator_zero_root};
+use trainer::compress::{AnyCodec, Codec, DenseCodec, SparseCodec, accumulator_zero_root};
 use trainer::config::{ModelConfig, TrainingConfig};
 
 use crate::failure::usage;
@@ -128,6 +128,7 @@ impl RunPlan {
         for set in sets {
             lay_over(&mut table, set)?;
         }
+        rate_of_dense(&mut table);
         let file: RunFile = Value::Table(table).try_into().map_err(|error| usage(plain(&error)))?;
         Self::from_file(file, folder)
     }
@@ -295,6 +296,17 @@ fn lay_over(table: &mut Table, set: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where every value is sent there is nothing for an outer rate to make up for: it is 1 unless it is given.
+fn rate_of_dense(table: &mut Table) {
+    let Some(training) = table.get_mut("training").and_then(Value::as_table_mut) else {
+        return;
+    };
+    let compression = training.get("compression").and_then(|it| it.get("algorithm"));
+    if compression.and_then(Value::as_str) == Some("dense") {
+        training.entry("outer_rate").or_insert(Value::Float(1.0));
+    }
+}
+
 /// A preset's name, or a table that may start from one (`preset = "demo"`). Vocabulary and longest sequence follow from tokenizer
 /// and training unless they are given.
 fn model_of(value: Value, tokenizer: TokenizerKind, seq_len: usize) -> Result<ModelConfig> {
@@ -381,9 +393,13 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
 ///
 /// # Errors
 /// Compression settings that it refuses (exit code 2).
-pub fn codec(model: &ModelConfig, training: &TrainingConfig) -> Result<SparseCodec> {
-    let c = &training.compression;
-    SparseCodec::new(model.param_count(), c.chunk, c.k, c.beta as f32).map_err(|error| {
+pub fn codec(model: &ModelConfig, training: &TrainingConfig) -> Result<AnyCodec> {
+    let (c, params) = (&training.compression, model.param_count());
+    let codec = match c.algorithm.as_str() {
+        "dense" => DenseCodec::new(params).map(AnyCodec::Dense),
+        _ => SparseCodec::new(params, c.chunk, c.k, c.beta as f32).map(AnyCodec::Sparse),
+    };
+    codec.map_err(|error| {
         usage(format!(
             "[training.compression]: {error}; leave it out for the defaults"
         ))
@@ -463,6 +479,21 @@ mod tests {
         );
         let gpt2 = parse("tokenizer = \"gpt2\"", &[]).unwrap();
         assert_eq!(gpt2.model.vocab_size, 50_257);
+    }
+
+    #[test]
+    fn a_dense_run_has_an_outer_rate_of_one_unless_it_is_given() {
+        let dense = "training.compression.algorithm=dense";
+        let plan = parse("", &[dense]).unwrap();
+        assert_eq!(plan.training.outer_rate, 1.0);
+        assert_eq!(
+            plan.shared.storage.max_contribution_bytes,
+            2 * 4 + 4 * 885_888,
+            "two shards"
+        );
+        let given = parse("[training]\nouter_rate = 0.5", &[dense]).unwrap();
+        assert_eq!(given.training.outer_rate, 0.5);
+        assert_eq!(parse("", &[]).unwrap().training.outer_rate, 2.0);
     }
 
     #[test]

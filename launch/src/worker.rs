@@ -16,6 +16,7 @@ use coordinatorless::protocol::event::{TrainOrder, Trained};
 use coordinatorless::types::{BatchIndex, Branch, Hash, PeerId, Round};
 use tch::Device;
 use trainer::checkpoint;
+use trainer::compress::Codec;
 use trainer::local::{RoundInputs, local_round, set_threads};
 use trainer::model::Model;
 

@@ -6,8 +6,8 @@
 //!    it lies within the norms of the rest, and splitting into many small members moves nothing.
 //! 3. *Weights* are the counted tokens, all shifted right by one agreed amount if the largest has too many bits
 //!    ([`check_bits`]), never to less than 1.
-//! 4. Each scale code becomes one integer per contribution, `floor(scale * factor * weight)` in units of `2^-32`, and is added
-//!    or subtracted where the contribution names an index.
+//! 4. Each value (of a sparse contribution, each scale code) becomes one integer, `floor(value * factor * weight)` in units of
+//!    `2^-32`, and is added to its parameter's sum, with its sign.
 //! 5. [`apply`](crate::apply) divides by the *total* weight, never by the number that sent an index: that would give one
 //!    attacker the leverage of all.
 //!
@@ -26,19 +26,16 @@
 
 use std::ops::Range;
 
-use crate::compress::block::{BlockCoder, split_block};
+use crate::compress::codec::CLIP_BITS;
 use crate::compress::parallel::{available_threads, run, split};
-use crate::compress::quantize::{SCALES, VALUE_BITS};
-use crate::compress::{DecodeError, SparseCodec, norm_squared, resize};
+use crate::compress::quantize::VALUE_BITS;
+use crate::compress::{Codec, DecodeError, resize};
 
 /// Bits that a sum may use: one for the sign and one to spare are left of 64.
 pub const SUM_BITS: u32 = 62;
 
 /// Weights keep at least this many bits, or peers could no longer be told apart by their work.
 pub const MIN_WEIGHT_BITS: u32 = 8;
-
-/// Fraction bits of a clip factor.
-pub const CLIP_BITS: u32 = 32;
 
 /// One peer's contribution.
 #[derive(Debug)]
@@ -166,8 +163,8 @@ impl Update {
 ///
 /// # Errors
 /// A contribution that does not decode strictly, or too many of them.
-pub fn aggregate<S: AsRef<[u8]> + Sync>(
-    codec: &SparseCodec,
+pub fn aggregate<C: Codec, S: AsRef<[u8]> + Sync>(
+    codec: &C,
     contributions: &[Weighted<'_, S>],
 ) -> Result<Update, AggregateError> {
     aggregate_with(codec, contributions, available_threads())
@@ -177,8 +174,8 @@ pub fn aggregate<S: AsRef<[u8]> + Sync>(
 ///
 /// # Errors
 /// As [`aggregate`].
-pub fn aggregate_with<S: AsRef<[u8]> + Sync>(
-    codec: &SparseCodec,
+pub fn aggregate_with<C: Codec, S: AsRef<[u8]> + Sync>(
+    codec: &C,
     contributions: &[Weighted<'_, S>],
     threads: usize,
 ) -> Result<Update, AggregateError> {
@@ -190,23 +187,26 @@ pub fn aggregate_with<S: AsRef<[u8]> + Sync>(
 ///
 /// # Errors
 /// As [`aggregate`].
-pub fn aggregate_into<S: AsRef<[u8]> + Sync>(
-    codec: &SparseCodec,
+pub fn aggregate_into<C: Codec, S: AsRef<[u8]> + Sync>(
+    codec: &C,
     contributions: &[Weighted<'_, S>],
     threads: usize,
     mut sums: Vec<i64>,
 ) -> Result<Update, AggregateError> {
     let blocks = split_all(codec, contributions)?;
     let shares = shares(codec, contributions, &blocks)?;
-    let tables: Vec<Table> = shares.iter().map(Table::new).collect();
+    let factors: Vec<C::Factor> = shares
+        .iter()
+        .map(|share| codec.factor(share.clip, share.weight))
+        .collect();
     resize(&mut sums, codec.params());
     let mut rest = &mut sums[..];
     let mut jobs = Vec::new();
-    for range in split(codec.geometry().blocks(), threads) {
+    for range in split(codec.blocks(), threads) {
         let part;
-        (part, rest) = rest.split_at_mut(codec.geometry().blocks_params(range.clone()).len());
-        let (blocks, tables) = (&blocks, &tables);
-        jobs.push(move || add_blocks(codec, range, blocks, tables, part));
+        (part, rest) = rest.split_at_mut(codec.blocks_params(range.clone()).len());
+        let (blocks, factors) = (&blocks, &factors);
+        jobs.push(move || add_blocks(codec, range, blocks, factors, part));
     }
     // Of several errors the one in the first range is told, whoever found it first.
     run(jobs).into_iter().collect::<Result<(), _>>()?;
@@ -219,22 +219,21 @@ pub fn aggregate_into<S: AsRef<[u8]> + Sync>(
 }
 
 /// The blocks of every contribution.
-fn split_all<'a, S: AsRef<[u8]>>(
-    codec: &SparseCodec,
+fn split_all<'a, C: Codec, S: AsRef<[u8]>>(
+    codec: &C,
     contributions: &[Weighted<'a, S>],
 ) -> Result<Vec<Vec<&'a [u8]>>, AggregateError> {
     let split = |(contribution, weighted): (usize, &Weighted<'a, S>)| {
         codec
-            .geometry()
-            .split_shards(weighted.shards)
+            .split(weighted.shards)
             .map_err(|source| AggregateError::Decode { contribution, source })
     };
     contributions.iter().enumerate().map(split).collect()
 }
 
-/// Weights and clip factors, from tokens and scale codes alone.
+/// Weights and clip factors, from tokens and norms alone.
 fn shares<S: AsRef<[u8]>>(
-    codec: &SparseCodec,
+    codec: &impl Codec,
     contributions: &[Weighted<'_, S>],
     blocks: &[Vec<&[u8]>],
 ) -> Result<Vec<Share>, AggregateError> {
@@ -242,7 +241,10 @@ fn shares<S: AsRef<[u8]>>(
     let bits = check_bits(contributions.len(), max_tokens)?;
     let mut shares = Vec::with_capacity(contributions.len());
     for (contribution, (weighted, blocks)) in contributions.iter().zip(blocks).enumerate() {
-        let norm = norm(codec, blocks).map_err(|source| AggregateError::Decode { contribution, source })?;
+        let squared = codec.norm_squared(blocks);
+        let squared = squared.map_err(|source| AggregateError::Decode { contribution, source })?;
+        // Rounded down, in units of 2^-32: fewer than 2^41 values below 2^36.
+        let norm = squared.isqrt() as u64;
         let weight = (weighted.tokens >> bits.shift).max(weighted.tokens.min(1));
         shares.push(Share {
             weight,
@@ -256,20 +258,6 @@ fn shares<S: AsRef<[u8]>>(
         share.clip = ((u128::from(median) << CLIP_BITS) / u128::from(share.norm)) as u64;
     }
     Ok(shares)
-}
-
-/// Norm of a contribution in units of `2^-32`, rounded down. Fewer than 2^41 values below 2^36 make a sum below 2^113.
-fn norm(codec: &SparseCodec, blocks: &[&[u8]]) -> Result<u64, DecodeError> {
-    let geometry = codec.geometry();
-    let mut squared = 0;
-    for (block, bytes) in blocks.iter().enumerate() {
-        let chunks = geometry.block_chunks(block);
-        let (_, codes, _) = split_block(block, chunks.len(), bytes)?;
-        for (chunk, code) in chunks.zip(codes) {
-            squared += norm_squared(*code, geometry.k.min(geometry.chunk_params(chunk).len()));
-        }
-    }
-    Ok(squared.isqrt() as u64)
 }
 
 /// The lower weighted median of the norms that are not zero and have a weight; zero if there is none, and then no norm that
@@ -291,44 +279,23 @@ fn median_norm(shares: &[Share]) -> u64 {
     0
 }
 
-/// What each scale code of one contribution adds to a sum.
-struct Table([i64; 256]);
-
-impl Table {
-    /// Each entry is below `2^(value bits + weight bits)`, since a clip factor is at most one; so the sum over all peers
-    /// stays below `2^62`.
-    fn new(share: &Share) -> Self {
-        let factor = u128::from(share.clip) * u128::from(share.weight);
-        Self(SCALES.map(|scale| ((u128::from(scale) * factor) >> CLIP_BITS) as i64))
-    }
-}
-
 /// Adds a range of blocks of all contributions to their sums, block by block, so that the sums of one stay in the cache.
-fn add_blocks(
-    codec: &SparseCodec,
+fn add_blocks<C: Codec>(
+    codec: &C,
     range: Range<usize>,
     contributions: &[Vec<&[u8]>],
-    tables: &[Table],
+    factors: &[C::Factor],
     mut sums: &mut [i64],
 ) -> Result<(), AggregateError> {
-    let geometry = codec.geometry();
-    let mut coder = BlockCoder::new(geometry);
+    let mut reader = codec.reader();
     for block in range {
-        let params = geometry.blocks_params(block..block + 1);
         let part;
-        (part, sums) = sums.split_at_mut(params.len());
+        (part, sums) = sums.split_at_mut(codec.blocks_params(block..block + 1).len());
         part.fill(0);
-        for (contribution, (blocks, table)) in contributions.iter().zip(tables).enumerate() {
-            let add = coder.unpack(block, blocks[block], |chunk| {
-                let own = geometry.chunk_params(chunk.number);
-                let sums = &mut part[own.start - params.start..own.end - params.start];
-                let step = table.0[usize::from(chunk.code)];
-                chunk.for_each(|index, negative| {
-                    let sign = -i64::from(negative); // 0 or -1: x ^ -1 - -1 is -x
-                    sums[index] += (step ^ sign) - sign;
-                });
-            });
-            add.map_err(|source| AggregateError::Decode { contribution, source })?;
+        for (contribution, (blocks, factor)) in contributions.iter().zip(factors).enumerate() {
+            codec
+                .add(&mut reader, block, blocks[block], factor, part)
+                .map_err(|source| AggregateError::Decode { contribution, source })?;
         }
     }
     Ok(())

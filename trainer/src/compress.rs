@@ -39,6 +39,8 @@
 
 pub mod accumulator;
 pub(crate) mod block;
+pub mod codec;
+pub mod dense;
 pub mod entropy;
 mod error;
 mod geometry;
@@ -50,6 +52,8 @@ mod shard;
 mod sparse;
 
 pub use accumulator::{ACCUMULATOR_LEAF, accumulator_root, accumulator_zero_root};
+pub use codec::{AnyCodec, Codec};
+pub use dense::DenseCodec;
 pub use error::{CodecError, DecodeError};
 pub use geometry::MAX_SHARD_BYTES;
 pub use sparse::Decoded;

@@ -282,7 +282,8 @@ impl Default for ScheduleConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompressionConfig {
-    /// The codec; `sparse` is the one there is.
+    /// The codec: `sparse` sends the largest values of each chunk, `dense` all of them (then `chunk`, `k` and `beta` say nothing, and an
+    /// `outer_rate` of 1 is the usual one).
     pub algorithm: String,
     /// Parameters per chunk. Bound: 64 to 65536.
     pub chunk: usize,
@@ -515,12 +516,11 @@ impl CompressionConfig {
     /// # Errors
     /// The first field that breaks one.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let known = self.algorithm == "sparse";
         require(
-            known,
+            ["sparse", "dense"].contains(&self.algorithm.as_str()),
             "training.compression.algorithm",
             &self.algorithm,
-            "sparse",
+            "sparse or dense",
             "write \"sparse\"",
         )?;
         let chunk = (64..=65_536).contains(&self.chunk);

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use trainer::aggregate::{AggregateError, CLIP_BITS, Update, Weighted, aggregate, aggregate_into, aggregate_with};
+use trainer::aggregate::{AggregateError, Update, Weighted, aggregate, aggregate_into, aggregate_with};
 use trainer::apply::{ApplyError, OuterRate, apply, apply_with};
 use trainer::bench_codec::{heavy_tailed, synthetic_row};
+use trainer::compress::codec::CLIP_BITS;
 use trainer::compress::{CodecError, DecodeError, MAX_SHARD_BYTES, SparseCodec, accumulator_root, reference};
 
 fn codec(params: usize) -> SparseCodec {

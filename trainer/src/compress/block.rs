@@ -81,7 +81,7 @@ impl Block {
 
 /// Writes and reads blocks of one geometry, reusing its buffers.
 #[derive(Clone, Debug)]
-pub(crate) struct BlockCoder {
+pub struct BlockCoder {
     geometry: Geometry,
     costs: RiceCosts,
     gaps: Vec<u16>,

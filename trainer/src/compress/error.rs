@@ -116,6 +116,14 @@ pub enum DecodeError {
         /// Its length.
         limit: u64,
     },
+    /// A value of a dense contribution that no encoder writes.
+    #[error("parameter {param} is {value}, not a multiple of 2^-32 below 16 in magnitude", value = f32::from_bits(*.bits))]
+    Value {
+        /// The parameter.
+        param: usize,
+        /// The bits of the value.
+        bits: u32,
+    },
     /// The Rice parameter is not the best for its block.
     #[error("block {block} has Rice parameter {found}, not {expected}")]
     RiceParameter {

@@ -1,0 +1,274 @@
+//! What every codec of contributions does: pseudo-gradients to bytes for one peer, bytes of many to one integer sum for all. The run
+//! config chooses one ([`AnyCodec`]); [`crate::aggregate`] knows only this trait.
+
+use std::ops::Range;
+
+use super::block::{BlockCoder, split_block};
+use super::dense::DenseCodec;
+use super::parallel::available_threads;
+use super::quantize::SCALES;
+use super::{CodecError, DecodeError, Encoded, SparseCodec, norm_squared};
+
+/// Fraction bits of a clip factor.
+pub const CLIP_BITS: u32 = 32;
+
+/// Encodes pseudo-gradients of one model, and adds up what others encoded.
+///
+/// A contribution is cut into shards, which peers fetch, and within them into blocks, which threads share out. Values are integers in
+/// units of `2^-32`, below `2^36` in magnitude.
+pub trait Codec: Sync {
+    /// What one thread needs to read blocks.
+    type Reader;
+    /// What one contribution's values are multiplied by, prepared.
+    type Factor: Sync;
+
+    /// Parameters of the model.
+    fn params(&self) -> usize;
+    /// The longest that a whole contribution can be, in bytes.
+    fn max_total_bytes(&self) -> u64;
+    /// Encodes accumulator and pseudo-gradient on at most `threads` threads; the result is the same for any number.
+    ///
+    /// # Errors
+    /// An input of the wrong length, or a value that is not finite.
+    fn encode_with(&self, accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError>;
+    /// [`Codec::encode_with`] on all cores.
+    ///
+    /// # Errors
+    /// As there.
+    fn encode(&self, accumulator: &[f32], delta: &[f32]) -> Result<Encoded, CodecError> {
+        self.encode_with(accumulator, delta, available_threads())
+    }
+    /// Decodes strictly and keeps nothing.
+    ///
+    /// # Errors
+    /// Anything that [`Codec::encode_with`] cannot have written.
+    fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError>;
+    /// Decodes strictly to one value a parameter.
+    ///
+    /// # Errors
+    /// As [`Codec::check`].
+    fn to_dense<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<Vec<f32>, DecodeError>;
+
+    /// Blocks of a contribution.
+    fn blocks(&self) -> usize;
+    /// Parameters of a range of blocks.
+    fn blocks_params(&self, blocks: Range<usize>) -> Range<usize>;
+    /// Finds the bytes of every block; reads headers and lengths only.
+    ///
+    /// # Errors
+    /// Shards or blocks of a length that cannot be.
+    fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError>;
+    /// The squared norm in units of `2^-64`, exact.
+    ///
+    /// # Errors
+    /// Where it has to read what does not decode.
+    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError>;
+    /// A reader for one thread.
+    fn reader(&self) -> Self::Reader;
+    /// Prepares `floor(value * clip * weight / 2^32)`: `clip` is at most `2^32`, and value, weight and peers have 62 bits together.
+    fn factor(&self, clip: u64, weight: u64) -> Self::Factor;
+    /// Adds the values of a block to its parameters' sums.
+    ///
+    /// # Errors
+    /// As [`Codec::check`].
+    fn add(
+        &self,
+        reader: &mut Self::Reader,
+        block: usize,
+        bytes: &[u8],
+        factor: &Self::Factor,
+        sums: &mut [i64],
+    ) -> Result<(), DecodeError>;
+}
+
+/// What each scale code of one contribution adds to a sum.
+pub struct Table([i64; 256]);
+
+impl Codec for SparseCodec {
+    type Reader = BlockCoder;
+    type Factor = Table;
+
+    fn params(&self) -> usize {
+        self.params()
+    }
+
+    fn max_total_bytes(&self) -> u64 {
+        self.max_total_bytes()
+    }
+
+    fn encode_with(&self, accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError> {
+        self.encode_with(accumulator, delta, threads)
+    }
+
+    fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError> {
+        self.check(shards)
+    }
+
+    fn to_dense<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<Vec<f32>, DecodeError> {
+        Ok(self.decode(shards)?.to_dense())
+    }
+
+    fn blocks(&self) -> usize {
+        self.geometry().blocks()
+    }
+
+    fn blocks_params(&self, blocks: Range<usize>) -> Range<usize> {
+        self.geometry().blocks_params(blocks)
+    }
+
+    fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError> {
+        self.geometry().split_shards(shards)
+    }
+
+    /// From scale codes alone. Fewer than 2^41 values below 2^36 make a sum below 2^113.
+    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError> {
+        let geometry = self.geometry();
+        let mut squared = 0;
+        for (block, bytes) in blocks.iter().enumerate() {
+            let chunks = geometry.block_chunks(block);
+            let (_, codes, _) = split_block(block, chunks.len(), bytes)?;
+            for (chunk, code) in chunks.zip(codes) {
+                squared += norm_squared(*code, geometry.k.min(geometry.chunk_params(chunk).len()));
+            }
+        }
+        Ok(squared)
+    }
+
+    fn reader(&self) -> BlockCoder {
+        BlockCoder::new(self.geometry())
+    }
+
+    /// Each entry is below `2^(value bits + weight bits)`, since a clip factor is at most one; so the sum over all peers stays below `2^62`.
+    fn factor(&self, clip: u64, weight: u64) -> Table {
+        let factor = u128::from(clip) * u128::from(weight);
+        Table(SCALES.map(|scale| ((u128::from(scale) * factor) >> CLIP_BITS) as i64))
+    }
+
+    fn add(
+        &self,
+        reader: &mut BlockCoder,
+        block: usize,
+        bytes: &[u8],
+        factor: &Table,
+        sums: &mut [i64],
+    ) -> Result<(), DecodeError> {
+        let geometry = self.geometry();
+        let first = geometry.blocks_params(block..block + 1).start;
+        reader.unpack(block, bytes, |chunk| {
+            let own = geometry.chunk_params(chunk.number);
+            let sums = &mut sums[own.start - first..own.end - first];
+            let step = factor.0[usize::from(chunk.code)];
+            chunk.for_each(|index, negative| {
+                let sign = -i64::from(negative); // 0 or -1: x ^ -1 - -1 is -x
+                sums[index] += (step ^ sign) - sign;
+            });
+        })
+    }
+}
+
+/// The codec that a run chose.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnyCodec {
+    /// The few largest values of each chunk.
+    Sparse(SparseCodec),
+    /// Every value.
+    Dense(DenseCodec),
+}
+
+/// [`Codec::Reader`] of either.
+pub enum AnyReader {
+    /// Of sparse contributions.
+    Sparse(BlockCoder),
+    /// Dense ones need nothing.
+    Dense,
+}
+
+/// [`Codec::Factor`] of either.
+pub enum AnyFactor {
+    /// Of a sparse contribution.
+    Sparse(Box<Table>),
+    /// Of a dense one.
+    Dense(super::dense::Factor),
+}
+
+/// Calls a method of whichever codec it is.
+macro_rules! either {
+    ($self:ident, $codec:ident => $call:expr) => {
+        match $self {
+            AnyCodec::Sparse($codec) => $call,
+            AnyCodec::Dense($codec) => $call,
+        }
+    };
+}
+
+impl Codec for AnyCodec {
+    type Reader = AnyReader;
+    type Factor = AnyFactor;
+
+    fn params(&self) -> usize {
+        either!(self, codec => Codec::params(codec))
+    }
+
+    fn max_total_bytes(&self) -> u64 {
+        either!(self, codec => Codec::max_total_bytes(codec))
+    }
+
+    fn encode_with(&self, accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError> {
+        either!(self, codec => Codec::encode_with(codec, accumulator, delta, threads))
+    }
+
+    fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError> {
+        either!(self, codec => Codec::check(codec, shards))
+    }
+
+    fn to_dense<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<Vec<f32>, DecodeError> {
+        either!(self, codec => Codec::to_dense(codec, shards))
+    }
+
+    fn blocks(&self) -> usize {
+        either!(self, codec => Codec::blocks(codec))
+    }
+
+    fn blocks_params(&self, blocks: Range<usize>) -> Range<usize> {
+        either!(self, codec => Codec::blocks_params(codec, blocks))
+    }
+
+    fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError> {
+        either!(self, codec => Codec::split(codec, shards))
+    }
+
+    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError> {
+        either!(self, codec => Codec::norm_squared(codec, blocks))
+    }
+
+    fn reader(&self) -> AnyReader {
+        match self {
+            Self::Sparse(codec) => AnyReader::Sparse(codec.reader()),
+            Self::Dense(_) => AnyReader::Dense,
+        }
+    }
+
+    fn factor(&self, clip: u64, weight: u64) -> AnyFactor {
+        match self {
+            Self::Sparse(codec) => AnyFactor::Sparse(Box::new(codec.factor(clip, weight))),
+            Self::Dense(codec) => AnyFactor::Dense(codec.factor(clip, weight)),
+        }
+    }
+
+    fn add(
+        &self,
+        reader: &mut AnyReader,
+        block: usize,
+        bytes: &[u8],
+        factor: &AnyFactor,
+        sums: &mut [i64],
+    ) -> Result<(), DecodeError> {
+        match (self, reader, factor) {
+            (Self::Sparse(codec), AnyReader::Sparse(reader), AnyFactor::Sparse(factor)) => {
+                codec.add(reader, block, bytes, factor, sums)
+            }
+            (Self::Dense(codec), _, AnyFactor::Dense(factor)) => codec.add(&mut (), block, bytes, factor, sums),
+            _ => unreachable!("reader and factor come from the codec that reads"),
+        }
+    }
+}

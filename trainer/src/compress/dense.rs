@@ -1,0 +1,223 @@
+//! Every value, as it is: what a peer alone trains with, and peers on fast links who would rather spend bytes than learning.
+//!
+//! With one peer, an outer rate of 1 and an inner optimizer that keeps its state, a run is ordinary training: each round ends where the
+//! local steps did, but for the rounding of one subtraction.
+//!
+//! ```text
+//! shard        ┌───────────┬─────────────┬───────┬──────────────────┐
+//!              │ version 1 │ quantizer 2 │ 0 │ 0 │ f32, f32, ...    │      786,432 values, the last shard fewer
+//!              └───────────┴─────────────┴───────┴──────────────────┘
+//! ```
+//!
+//! Values are little-endian and lie on the grid of the sums, multiples of `2^-32` below 16 in magnitude: what every peer adds is exactly what
+//! was sent, and one content has one encoding (zero has no sign). What rounding takes away is at most `2^-33`, below the last bit of any
+//! parameter that matters, so there is no accumulator: it stays zero.
+
+use std::ops::Range;
+
+use super::codec::{CLIP_BITS, Codec};
+use super::parallel::{run, split};
+use super::quantize::{FRACTION_BITS, VALUE_BITS};
+use super::{CodecError, DecodeError, Encoded};
+
+/// Parameters in a block, the unit that threads share out: 1 MiB.
+const BLOCK: usize = 1 << 18;
+/// Blocks in a shard: with its header it stays below 4 MiB.
+const SHARD_BLOCKS: usize = 3;
+/// Bytes of a value.
+const VALUE: usize = 4;
+/// Version, quantiser, two zeros.
+const HEADER: [u8; 4] = [1, 2, 0, 0];
+/// One in units of the sums.
+const ONE: f64 = (1u64 << FRACTION_BITS) as f64;
+/// The largest magnitude, in units: the largest `f32` below 16.
+const LARGEST: f64 = ((1u64 << VALUE_BITS) - (1 << (VALUE_BITS - 24))) as f64;
+
+/// Encodes and decodes contributions of every value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DenseCodec {
+    params: usize,
+}
+
+/// What a dense contribution's values are multiplied by: clip and weight.
+#[derive(Clone, Copy, Debug)]
+pub struct Factor {
+    clip: u64,
+    weight: u64,
+}
+
+impl Factor {
+    /// `floor(|units| * clip * weight / 2^32)` with the sign of `units`.
+    fn of(self, units: i64) -> i64 {
+        let factor = u128::from(self.clip) * u128::from(self.weight);
+        let magnitude = ((u128::from(units.unsigned_abs()) * factor) >> CLIP_BITS) as i64;
+        if units < 0 { -magnitude } else { magnitude }
+    }
+}
+
+impl DenseCodec {
+    /// A codec for `params` parameters.
+    ///
+    /// # Errors
+    /// None, or more than 2^40.
+    pub fn new(params: usize) -> Result<Self, CodecError> {
+        if params == 0 || params as u64 > 1 << 40 {
+            return Err(CodecError::Params { found: params });
+        }
+        Ok(Self { params })
+    }
+
+    fn shards(self) -> usize {
+        self.params.div_ceil(SHARD_BLOCKS * BLOCK)
+    }
+
+    fn shard_params(self, shard: usize) -> Range<usize> {
+        let start = |shard: usize| (shard * SHARD_BLOCKS * BLOCK).min(self.params);
+        start(shard)..start(shard + 1)
+    }
+
+    fn encode_shard(self, shard: usize, delta: &[f32]) -> Result<Vec<u8>, CodecError> {
+        let params = self.shard_params(shard);
+        let mut bytes = Vec::with_capacity(HEADER.len() + VALUE * params.len());
+        bytes.extend_from_slice(&HEADER);
+        for (index, &value) in params.clone().zip(&delta[params]) {
+            if !value.is_finite() {
+                return Err(CodecError::NotFinite { index, value });
+            }
+            let units = (f64::from(value) * ONE).round().clamp(-LARGEST, LARGEST);
+            // The sum with zero takes the sign from a zero.
+            bytes.extend_from_slice(&((units / ONE) as f32 + 0.0).to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
+    /// Calls `each` with the values of a block, as floats and in units.
+    fn read(self, block: usize, bytes: &[u8], mut each: impl FnMut(usize, f32, i64)) -> Result<(), DecodeError> {
+        let (values, _) = bytes.as_chunks::<VALUE>();
+        for (place, value) in values.iter().enumerate() {
+            let value = f32::from_le_bytes(*value);
+            let units = f64::from(value) * ONE;
+            let negative_zero = value == 0.0 && value.is_sign_negative();
+            // Written so that what is not a number is refused.
+            let on_grid = units.abs() <= LARGEST && units.fract() == 0.0 && !negative_zero;
+            if !on_grid {
+                return Err(DecodeError::Value {
+                    param: block * BLOCK + place,
+                    bits: value.to_bits(),
+                });
+            }
+            each(place, value, units as i64);
+        }
+        Ok(())
+    }
+}
+
+impl Codec for DenseCodec {
+    type Reader = ();
+    type Factor = Factor;
+
+    fn params(&self) -> usize {
+        self.params
+    }
+
+    fn max_total_bytes(&self) -> u64 {
+        (HEADER.len() * self.shards() + VALUE * self.params) as u64
+    }
+
+    /// The accumulator is not read, and the new one is zero.
+    fn encode_with(&self, _accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError> {
+        let (expected, found) = (self.params, delta.len());
+        if expected != found {
+            let what = "the pseudo-gradient";
+            return Err(CodecError::Length { what, expected, found });
+        }
+        let some = |shards: Range<usize>| {
+            shards
+                .map(|shard| self.encode_shard(shard, delta))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let jobs = split(self.shards(), threads)
+            .map(|shards| move || some(shards))
+            .collect();
+        let mut shards = Vec::with_capacity(self.shards());
+        for part in run(jobs) {
+            shards.extend(part?);
+        }
+        let accumulator = vec![0.0; self.params];
+        Ok(Encoded { shards, accumulator })
+    }
+
+    fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError> {
+        let blocks = self.split(shards)?;
+        let mut blocks = blocks.into_iter().enumerate();
+        blocks.try_for_each(|(block, bytes)| self.read(block, bytes, |_, _, _| ()))
+    }
+
+    fn to_dense<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<Vec<f32>, DecodeError> {
+        let blocks = self.split(shards)?;
+        let mut dense = Vec::with_capacity(self.params);
+        for (block, bytes) in blocks.into_iter().enumerate() {
+            self.read(block, bytes, |_, value, _| dense.push(value))?;
+        }
+        Ok(dense)
+    }
+
+    fn blocks(&self) -> usize {
+        self.params.div_ceil(BLOCK)
+    }
+
+    fn blocks_params(&self, blocks: Range<usize>) -> Range<usize> {
+        (blocks.start * BLOCK).min(self.params)..(blocks.end * BLOCK).min(self.params)
+    }
+
+    fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError> {
+        let (expected, found) = (self.shards(), shards.len());
+        if expected != found {
+            return Err(DecodeError::ShardCount { expected, found });
+        }
+        let mut blocks = Vec::with_capacity(self.blocks());
+        for (shard, bytes) in shards.iter().enumerate() {
+            let bytes = bytes.as_ref();
+            let expected = HEADER.len() + VALUE * self.shard_params(shard).len();
+            let begin = &bytes[..HEADER.len().min(bytes.len())];
+            if begin != HEADER {
+                let (expected, found) = (HEADER, begin.to_vec());
+                return Err(DecodeError::Header { shard, expected, found });
+            }
+            if bytes.len() != expected {
+                let (expected, found) = (expected as u64, bytes.len());
+                return Err(DecodeError::ShardLength { shard, expected, found });
+            }
+            blocks.extend(bytes[HEADER.len()..].chunks(VALUE * BLOCK));
+        }
+        Ok(blocks)
+    }
+
+    /// Fewer than 2^41 values below 2^36 make a sum below 2^113.
+    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError> {
+        let mut squared = 0;
+        for (block, bytes) in blocks.iter().enumerate() {
+            self.read(block, bytes, |_, _, units| {
+                squared += u128::from(units.unsigned_abs()).pow(2)
+            })?;
+        }
+        Ok(squared)
+    }
+
+    fn reader(&self) {}
+
+    fn factor(&self, clip: u64, weight: u64) -> Factor {
+        Factor { clip, weight }
+    }
+
+    fn add(
+        &self,
+        (): &mut (),
+        block: usize,
+        bytes: &[u8],
+        factor: &Factor,
+        sums: &mut [i64],
+    ) -> Result<(), DecodeError> {
+        self.read(block, bytes, |place, _, units| sums[place] += factor.of(units))
+    }
+}
