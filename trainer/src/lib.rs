@@ -10,6 +10,7 @@ pub mod apply;
 pub mod bench;
 pub mod bench_codec;
 pub mod checkpoint;
+pub mod choices;
 pub mod compress;
 pub mod config;
 pub mod eval;
