@@ -11,6 +11,7 @@ pub mod bench;
 pub mod bench_codec;
 pub mod checkpoint;
 pub mod choices;
+pub mod collective;
 pub mod compress;
 pub mod config;
 pub mod eval;
