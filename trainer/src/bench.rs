@@ -143,7 +143,7 @@ fn row(shape: &BenchShape, threads: usize, steps: usize, peak_gflops: f64) -> Re
     training.validate_with(&config)?;
     let mut model = Model::new(&config, Device::Cpu)?;
     model.load_flat(&init_flat(&config, 0))?;
-    let mut stepper = Stepper::new(&model, &training, training.optimizer.lr);
+    let mut stepper = Stepper::new(&model, &training, training.optimizer.lr)?;
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps.max(1) {
         let batch = random_batch(shape, step as u64);

@@ -217,6 +217,35 @@ pub enum OptimizerKind {
     Muon,
     /// AdamW on everything.
     AdamW,
+    /// Stochastic gradient descent with momentum on everything.
+    Sgd,
+}
+
+/// What matrix products and attention compute in. Parameters, gradients, optimizer state, residual stream, norms, softmax and loss are single
+/// precision in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    Fp32,
+    /// bfloat16, as under PyTorch's autocast: about twice as fast where the machine has instructions for it, with less memory for activations.
+    Bf16,
+}
+
+impl Precision {
+    /// Its name, as in run files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Whether a value is its type's default, which files leave out: run files from before there was a choice keep their hashes.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// The inner optimizer. Its state starts from zero in every round, so that a round is a function of agreed state alone.
@@ -229,13 +258,13 @@ pub struct OptimizerConfig {
     /// `0.2 * sqrt(max(rows, columns))` to the root mean square of an AdamW step (Moonlight, arXiv 2502.16982, section 2.2). The default suits the demo: with an outer rate of 2, 2e-3 learns slowly
     /// at first, and at 5e-3 the agreed model overshoots from round to round until the cosine calms it.
     pub lr: f64,
-    /// Decoupled decay per step, times the learning rate; not for norms. Bound: 0 to 1.
+    /// Decoupled decay per step, times the learning rate; not for norms. Bound: 0 to 1. With SGD it is added to the gradient, as in PyTorch.
     pub weight_decay: f64,
     /// AdamW's decay of the mean gradient. Bound: 0 to below 1.
     pub beta1: f64,
     /// AdamW's decay of the mean square. Bound: 0 to below 1; .95 forgets fast enough for rounds of tens of steps.
     pub beta2: f64,
-    /// Muon's (Nesterov) momentum. Bound: 0 to below 1.
+    /// Muon's (Nesterov) and SGD's momentum. Bound: 0 to below 1.
     pub momentum: f64,
     /// Added to AdamW's root mean square. Bound: above 0, at most 1e-2.
     pub eps: f64,
@@ -255,13 +284,32 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// How the learning rate goes from its peak to its floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleShape {
+    /// Half a cosine from the end of the warm-up on (SGDR, arXiv 1608.03983).
+    #[default]
+    Cosine,
+    /// Warm-up, stable, decay: the peak, then straight down over the last `decay_tokens` (MiniCPM, arXiv 2404.06395).
+    Wsd,
+    /// The peak for good; `total_tokens` and `min_ratio` play no part.
+    Constant,
+}
+
 /// The learning rate over the run, by tokens counted over all peers: a late joiner has the same as everyone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
+    /// Its course after the warm-up; the cosine where it is left out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shape: ScheduleShape,
+    /// Global tokens of the last decay of `wsd`. Bound: with `wsd` 1 to `total_tokens - warmup_tokens`, else 0.
+    #[serde(skip_serializing_if = "is_default")]
+    pub decay_tokens: u64,
     /// Global tokens over which the rate rises linearly. Bound: at most `total_tokens`.
     pub warmup_tokens: u64,
-    /// Global tokens at which the cosine reaches its floor; it stays there afterwards. Bound: 1 to 2^53 (exact in a double).
+    /// Global tokens at which the rate reaches its floor; it stays there afterwards. Bound: 1 to 2^53 (exact in a double).
     pub total_tokens: u64,
     /// The floor, as a share of the peak. Bound: 0 to 1.
     pub min_ratio: f64,
@@ -271,6 +319,8 @@ impl Default for ScheduleConfig {
     /// Thirty rounds of 61,440 tokens: the demo's whole run, after a warm-up of about one round.
     fn default() -> Self {
         Self {
+            shape: ScheduleShape::Cosine,
+            decay_tokens: 0,
             warmup_tokens: 61_440,
             total_tokens: 1_843_200,
             min_ratio: 0.1,
@@ -318,6 +368,17 @@ pub struct TrainingConfig {
     pub seq_len: usize,
     /// Sequences per inner step. Bound: 1 to 65536.
     pub batch_sequences: usize,
+    /// Sequences that go through the model at once; the gradients of a step's pieces are added. Less memory, the same step within rounding. The whole
+    /// step where it is left out. Bound: a divisor of `batch_sequences`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// Whether blocks run again in the backward pass instead of keeping what they computed: the same bits, about a third more time, and activations
+    /// of one block instead of all.
+    #[serde(skip_serializing_if = "is_default")]
+    pub recompute: bool,
+    /// What products and attention compute in; `fp32` where it is left out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub precision: Precision,
     /// Most inner steps in a round; a slow peer's round is cut shorter by time. Bound: 1 to 65536.
     pub max_inner_steps: u32,
     /// Seed of the initial parameters.
@@ -337,6 +398,9 @@ impl Default for TrainingConfig {
             grad_clip: 1.0,
             seq_len: 128,
             batch_sequences: 8,
+            micro_batch: None,
+            recompute: false,
+            precision: Precision::Fp32,
             max_inner_steps: 15,
             init_seed: 0,
             compression: CompressionConfig::default(),
@@ -349,6 +413,11 @@ impl TrainingConfig {
     /// Tokens of one inner step of one peer.
     pub fn tokens_per_step(&self) -> u64 {
         (self.seq_len as u64) * (self.batch_sequences as u64)
+    }
+
+    /// Sequences that go through the model at once.
+    pub fn sequences_at_once(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch_sequences)
     }
 
     /// Checks every bound of its own; see [`Self::validate_with`] for the relation to the model.
@@ -382,6 +451,14 @@ impl TrainingConfig {
             self.batch_sequences,
             "1 to 65536",
             "choose a number in that range",
+        )?;
+        let micro = self.sequences_at_once();
+        require(
+            micro > 0 && self.batch_sequences.is_multiple_of(micro),
+            "training.micro_batch",
+            micro,
+            format!("a divisor of batch_sequences = {}", self.batch_sequences),
+            "choose one, or leave it out",
         )?;
         let steps = (1..=65_536).contains(&self.max_inner_steps);
         require(
@@ -499,6 +576,20 @@ impl ScheduleConfig {
             bound,
             "shorten the warm-up",
         )?;
+        let most = self.total_tokens - self.warmup_tokens;
+        let (decay, bound, fix) = match self.shape {
+            ScheduleShape::Wsd => (
+                (1..=most).contains(&self.decay_tokens),
+                format!("1 to total_tokens - warmup_tokens = {most}"),
+                "a tenth to a fifth of the run is usual",
+            ),
+            ScheduleShape::Cosine | ScheduleShape::Constant => (
+                self.decay_tokens == 0,
+                "0 unless shape is \"wsd\"".to_owned(),
+                "leave it out, or write shape = \"wsd\"",
+            ),
+        };
+        require(decay, "training.schedule.decay_tokens", self.decay_tokens, bound, fix)?;
         let floor = (0.0..=1.0).contains(&self.min_ratio);
         require(
             floor,
@@ -624,6 +715,54 @@ mod tests {
             ..ModelConfig::demo()
         };
         assert_eq!(huge.validate().unwrap_err().field, "model");
+    }
+
+    #[test]
+    fn choices_left_at_their_defaults_are_not_written_so_older_runs_keep_their_hashes() {
+        let written = serde_json::to_string(&TrainingConfig::default()).unwrap();
+        for later in ["precision", "micro_batch", "recompute", "shape", "decay_tokens"] {
+            assert!(!written.contains(later), "{later} in {written}");
+        }
+        let chosen = TrainingConfig {
+            precision: Precision::Bf16,
+            micro_batch: Some(2),
+            recompute: true,
+            ..TrainingConfig::default()
+        };
+        let written = serde_json::to_string(&chosen).unwrap();
+        assert!(written.contains(r#""precision":"bf16""#), "{written}");
+        assert_eq!(serde_json::from_str::<TrainingConfig>(&written).unwrap(), chosen);
+    }
+
+    #[test]
+    fn pieces_of_a_step_must_fill_it() {
+        let with = |micro_batch| TrainingConfig {
+            micro_batch,
+            ..TrainingConfig::default()
+        };
+        with(Some(4)).validate().unwrap();
+        for wrong in [0, 3, 16] {
+            let error = with(Some(wrong)).validate().unwrap_err();
+            assert_eq!((error.field, error.found), ("training.micro_batch", wrong.to_string()));
+        }
+    }
+
+    #[test]
+    fn only_a_last_decay_takes_tokens() {
+        let with = |shape, decay_tokens| ScheduleConfig {
+            shape,
+            decay_tokens,
+            ..ScheduleConfig::default()
+        };
+        with(ScheduleShape::Wsd, 200_000).validate().unwrap();
+        with(ScheduleShape::Constant, 0).validate().unwrap();
+        for wrong in [
+            with(ScheduleShape::Wsd, 0),
+            with(ScheduleShape::Wsd, 1_800_000),
+            with(ScheduleShape::Cosine, 5),
+        ] {
+            assert_eq!(wrong.validate().unwrap_err().field, "training.schedule.decay_tokens");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Everything that touches a tensor: the model, its optimizers, the local round, compression, integer aggregation, checkpoints.
 //! It never sees a peer.
 //!
-//! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient),
+//! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`] (what that takes),
 //! [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`], [`checkpoint`],
 //! [`generate`], [`eval`], [`mod@bench`].
 
@@ -16,7 +16,10 @@ pub mod compress;
 pub mod config;
 pub mod eval;
 pub mod generate;
+mod gradient;
+mod kernels;
 pub mod local;
+pub mod memory;
 pub mod model;
 pub mod optimizer;
 pub mod schedule;

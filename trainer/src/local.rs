@@ -16,6 +16,8 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{ConfigError, TrainingConfig};
+use crate::gradient::Gradients;
+use crate::memory::MemoryError;
 use crate::model::{Model, ModelError};
 use crate::optimizer::{Optimizer, clip_scale};
 use crate::schedule::learning_rate;
@@ -97,6 +99,17 @@ pub enum LocalError {
         /// The value found.
         value: f64,
     },
+    /// There is too little memory for it.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A precision that this model or device cannot be trained in yet.
+    #[error(
+        "precision {precision} is for Llama-shaped models on a CPU so far; write precision = \"fp32\", or take --device cpu"
+    )]
+    Precision {
+        /// The one asked for.
+        precision: &'static str,
+    },
     /// libtorch failed, usually for want of memory.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -120,7 +133,7 @@ pub fn local_round(
 ) -> Result<LocalRound, LocalError> {
     training.validate_with(model.config())?;
     model.load_flat(inputs.theta)?;
-    let mut stepper = Stepper::new(model, training, learning_rate(training, inputs.global_tokens));
+    let mut stepper = Stepper::new(model, training, learning_rate(training, inputs.global_tokens))?;
     let (mut losses, mut trace) = (Vec::new(), Vec::new());
     for step in 0..training.max_inner_steps {
         let Some(batch) = (inputs.batches)(step) else { break };
@@ -157,6 +170,7 @@ pub fn local_round(
 /// The inner steps of one round: optimizer state, learning rate, and the number done.
 pub(crate) struct Stepper {
     training: TrainingConfig,
+    gradients: Gradients,
     optimizer: Optimizer,
     lr: f64,
     done: u32,
@@ -164,22 +178,22 @@ pub(crate) struct Stepper {
 
 impl Stepper {
     /// Fresh state for `model`, at the constant learning rate `lr`.
-    pub(crate) fn new(model: &Model, training: &TrainingConfig, lr: f64) -> Self {
+    pub(crate) fn new(model: &Model, training: &TrainingConfig, lr: f64) -> Result<Self, LocalError> {
         let optimizer = Optimizer::new(&training.optimizer, model.config(), model.device());
-        Self {
+        Ok(Self {
             training: training.clone(),
+            gradients: Gradients::new(model, training)?,
             optimizer,
             lr,
             done: 0,
-        }
+        })
     }
 
     /// One step on a batch of `batch_sequences` sequences of `seq_len + 1` tokens: forward, backward, clip, update. Returns the loss before it.
     pub(crate) fn step(&mut self, model: &mut Model, batch: &[Vec<u32>]) -> Result<f32, LocalError> {
         let step = self.done;
-        let tokens = self.tokens(batch, model)?;
-        let (loss, gradient) = model.loss_and_gradient(&tokens)?;
-        let loss = loss.double_value(&[]);
+        self.check(batch, model)?;
+        let (loss, gradient) = self.gradients.of(model, batch)?;
         let norm = gradient.norm().double_value(&[]);
         for (what, value) in [("loss", loss), ("gradient norm", norm)] {
             if !value.is_finite() {
@@ -188,7 +202,7 @@ impl Stepper {
         }
         self.optimizer.step(
             model.flat_mut(),
-            &gradient,
+            gradient,
             clip_scale(norm, self.training.grad_clip),
             self.lr,
         );
@@ -196,8 +210,8 @@ impl Stepper {
         Ok(loss as f32)
     }
 
-    /// The batch as a tensor `[batch, seq + 1]`, its shape and tokens checked.
-    fn tokens(&self, batch: &[Vec<u32>], model: &Model) -> Result<Tensor, LocalError> {
+    /// Checks the batch's shape and tokens.
+    fn check(&self, batch: &[Vec<u32>], model: &Model) -> Result<(), LocalError> {
         let (rows, columns) = (self.training.batch_sequences, self.training.seq_len + 1);
         let told = |rows: usize, columns: usize| format!("{rows} sequences of {columns} tokens");
         let odd = batch.iter().find(|sequence| sequence.len() != columns);
@@ -217,7 +231,7 @@ impl Stepper {
                 vocab_size,
             });
         }
-        Ok(token_tensor(batch, columns, model.device()))
+        Ok(())
     }
 }
 

@@ -13,6 +13,8 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::config::{ConfigError, ModelConfig};
 
+pub(crate) mod by_hand;
+mod cross_entropy;
 pub(crate) mod host;
 mod init;
 mod layout;

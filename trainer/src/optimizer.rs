@@ -1,9 +1,9 @@
 //! The inner optimizers, over flat buffers; their state starts from zero in every round, so nothing private outlives one.
 //!
 //! [`Optimizer::step`] takes the flat parameters and the flat gradient. With `muon`, the blocks' matrices take orthogonalised momentum
-//! (`optimizer/muon.rs`) and embedding, head and norms take AdamW; with `adamw`, everything takes AdamW (`optimizer/adamw.rs`). Norms are
-//! never decayed.
-//! Each rule has a plain, slow reference beside it that a test holds it equal to.
+//! (`optimizer/muon.rs`) and embedding, head and norms take AdamW; with `adamw`, everything takes AdamW (`optimizer/adamw.rs`); with `sgd`,
+//! everything takes momentum (`optimizer/sgd.rs`). Norms are never decayed.
+//! Each rule has a plain, slow reference beside it that a test holds it equal to, and `tests/optimizers.rs` holds all to PyTorch's own.
 
 use std::ops::Range;
 
@@ -14,50 +14,62 @@ use crate::model::Layout;
 
 mod adamw;
 mod muon;
+mod sgd;
 
 use adamw::AdamW;
 use muon::Muon;
+use sgd::Sgd;
 
 /// The state of one round's inner optimizer.
 pub struct Optimizer {
     config: OptimizerConfig,
-    /// The ranges of the flat vector that AdamW covers, with the decay of each.
-    adamw_ranges: Vec<(Range<usize>, f64)>,
-    adamw: AdamW,
-    muon: Option<Muon>,
+    rule: Rule,
+}
+
+/// Ranges of the flat vector, with the decay of each.
+type Decayed = Vec<(Range<usize>, f64)>;
+
+enum Rule {
+    AdamW(AdamW, Decayed),
+    Muon(Muon, AdamW, Decayed),
+    Sgd(Sgd, Decayed),
 }
 
 impl Optimizer {
     /// A fresh optimizer for a model of this shape, on `device`.
     pub fn new(config: &OptimizerConfig, model: &ModelConfig, device: Device) -> Self {
         let layout = Layout::new(model);
-        let mut adamw_ranges = vec![
+        let vectors = vec![
             (layout.embeddings.clone(), config.weight_decay),
             (layout.norms.clone(), 0.0),
         ];
-        let muon = match config.kind {
-            OptimizerKind::Muon => Some(Muon::new(config, model, &layout, device)),
-            OptimizerKind::AdamW => {
-                adamw_ranges.push((layout.matrices.clone(), config.weight_decay));
-                None
-            }
+        let mut all = vectors.clone();
+        all.push((layout.matrices.clone(), config.weight_decay));
+        let rule = match config.kind {
+            OptimizerKind::AdamW => Rule::AdamW(AdamW::new(layout.total, device), all),
+            OptimizerKind::Sgd => Rule::Sgd(Sgd::new(config, layout.total, device), all),
+            OptimizerKind::Muon => Rule::Muon(
+                Muon::new(config, model, &layout, device),
+                AdamW::new(layout.matrices.start, device),
+                vectors,
+            ),
         };
-        let covered = adamw_ranges.last().map_or(0, |(range, _)| range.end);
         Self {
             config: config.clone(),
-            adamw_ranges,
-            adamw: AdamW::new(covered, device),
-            muon,
+            rule,
         }
     }
 
     /// One step: `theta` and `gradient` are flat, `[total]`, on the optimizer's device; the gradient counts `scale` times (clipping).
     /// `theta` is the owning handle, and no graph that needs its old values is alive.
     pub fn step(&mut self, theta: &mut Tensor, gradient: &Tensor, scale: f64, lr: f64) {
-        self.adamw
-            .step(&self.config, &self.adamw_ranges, theta, gradient, scale, lr);
-        if let Some(muon) = &mut self.muon {
-            muon.step(theta, gradient, scale, lr);
+        match &mut self.rule {
+            Rule::AdamW(adamw, ranges) => adamw.step(&self.config, ranges, theta, gradient, scale, lr),
+            Rule::Sgd(sgd, ranges) => sgd.step(ranges, theta, gradient, scale, lr),
+            Rule::Muon(muon, adamw, ranges) => {
+                adamw.step(&self.config, ranges, theta, gradient, scale, lr);
+                muon.step(theta, gradient, scale, lr);
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
-//! The learning rate as a function of the tokens counted so far in the whole run: linear warm-up, then a cosine down to a floor.
+//! The learning rate as a function of the tokens counted so far in the whole run: linear warm-up, then a cosine down to a floor, or the peak and a
+//! straight decay at the end (WSD), or the peak for good.
 //!
 //! It depends on agreed state only (the record's token count), so a late joiner trains at the same rate as everyone, and it is constant
 //! within a round: every peer's every inner step of round r uses the count that record r-1 closed with. Only IEEE additions,
 //! multiplications and divisions are used (no library cosine), so the value is the same to the last bit on every machine.
 
-use crate::config::{ScheduleConfig, TrainingConfig};
+use crate::config::{ScheduleConfig, ScheduleShape, TrainingConfig};
 
 /// The factor on the peak learning rate, within `[0, 1]`, after `global_tokens` counted tokens.
 ///
@@ -15,12 +16,20 @@ pub fn ratio(schedule: &ScheduleConfig, global_tokens: u64) -> f64 {
         let done = global_tokens as f64 / schedule.warmup_tokens as f64;
         return WARMUP_START + (1.0 - WARMUP_START) * done;
     }
-    if global_tokens >= schedule.total_tokens {
-        return schedule.min_ratio;
-    }
-    let span = (schedule.total_tokens - schedule.warmup_tokens) as f64;
-    let done = (global_tokens - schedule.warmup_tokens) as f64 / span;
-    schedule.min_ratio + (1.0 - schedule.min_ratio) * 0.5 * (1.0 + cos_pi(done))
+    let above_floor = match schedule.shape {
+        ScheduleShape::Constant => return 1.0,
+        _ if global_tokens >= schedule.total_tokens => 0.0,
+        ScheduleShape::Cosine => {
+            let span = (schedule.total_tokens - schedule.warmup_tokens) as f64;
+            let done = (global_tokens - schedule.warmup_tokens) as f64 / span;
+            0.5 * (1.0 + cos_pi(done))
+        }
+        ScheduleShape::Wsd => {
+            let left = (schedule.total_tokens - global_tokens) as f64;
+            (left / schedule.decay_tokens as f64).min(1.0)
+        }
+    };
+    schedule.min_ratio + (1.0 - schedule.min_ratio) * above_floor
 }
 
 /// Share of the peak in a run's very first round.
@@ -51,6 +60,8 @@ mod tests {
     use super::*;
 
     const RUN: ScheduleConfig = ScheduleConfig {
+        shape: ScheduleShape::Cosine,
+        decay_tokens: 0,
         warmup_tokens: 1000,
         total_tokens: 11_000,
         min_ratio: 0.1,
@@ -66,6 +77,29 @@ mod tests {
         assert!((at(3500) - (0.1 + 0.9 * 0.5 * (1.0 + 0.5_f64.sqrt()))).abs() < 1e-12);
         assert_eq!(at(11_000), 0.1);
         assert_eq!(at(u64::MAX), 0.1);
+    }
+
+    #[test]
+    fn a_stable_rate_stays_at_the_peak_until_its_last_decay() {
+        let run = ScheduleConfig {
+            shape: ScheduleShape::Wsd,
+            decay_tokens: 2000,
+            ..RUN
+        };
+        assert!((ratio(&run, 500) - 0.55).abs() < 1e-12);
+        assert_eq!((ratio(&run, 1000), ratio(&run, 9000)), (1.0, 1.0));
+        assert!((ratio(&run, 10_000) - 0.55).abs() < 1e-12);
+        assert_eq!((ratio(&run, 11_000), ratio(&run, u64::MAX)), (0.1, 0.1));
+    }
+
+    #[test]
+    fn a_constant_rate_never_falls() {
+        let run = ScheduleConfig {
+            shape: ScheduleShape::Constant,
+            ..RUN
+        };
+        assert!((ratio(&run, 500) - 0.55).abs() < 1e-12);
+        assert_eq!((ratio(&run, 1000), ratio(&run, u64::MAX)), (1.0, 1.0));
     }
 
     #[test]

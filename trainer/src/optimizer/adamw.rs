@@ -8,10 +8,9 @@ use std::ops::Range;
 use tch::{Device, Tensor};
 
 use crate::config::OptimizerConfig;
+use crate::kernels::threads::{rows_per_job, run};
+use crate::kernels::vectorised;
 use crate::model::host;
-
-/// Elements below which another thread costs more than it saves.
-const PER_THREAD: usize = 1 << 18;
 
 /// Mean and mean square of the gradient, over the first `len` elements of the flat vector.
 pub(super) struct AdamW {
@@ -27,8 +26,11 @@ struct Scalars {
     scale: f32,
     /// `1 - lr * weight_decay`.
     keep: f32,
-    beta1: f32,
+    /// `1 - beta1`.
+    fresh1: f32,
     beta2: f32,
+    /// `1 - beta2`.
+    fresh2: f32,
     /// `lr / (1 - beta1^t)`.
     rate: f32,
     /// `1 / sqrt(1 - beta2^t)`.
@@ -68,8 +70,9 @@ impl AdamW {
         Scalars {
             scale: scale as f32,
             keep: (1.0 - lr * decay) as f32,
-            beta1: config.beta1 as f32,
+            fresh1: (1.0 - config.beta1) as f32,
             beta2: config.beta2 as f32,
+            fresh2: (1.0 - config.beta2) as f32,
             rate: (lr / (1.0 - config.beta1.powi(self.steps))) as f32,
             root: (1.0 / (1.0 - config.beta2.powi(self.steps)).sqrt()) as f32,
             eps: config.eps as f32,
@@ -82,20 +85,12 @@ impl AdamW {
         let gradient = &host::slice(gradient)?[range.clone()];
         let mean = &mut host::slice_mut(&mut self.mean)?[range.clone()];
         let square = &mut host::slice_mut(&mut self.square)?[range.clone()];
-        let threads = usize::try_from(tch::get_num_threads())
-            .unwrap_or(1)
-            .clamp(1, range.len() / PER_THREAD + 1);
-        let piece = range.len().div_ceil(threads).max(1);
-        if threads == 1 {
-            update(theta, gradient, mean, square, scalars);
-            return Some(());
-        }
-        std::thread::scope(|scope| {
-            let pieces = theta.chunks_mut(piece).zip(gradient.chunks(piece));
-            for ((t, g), (m, s)) in pieces.zip(mean.chunks_mut(piece).zip(square.chunks_mut(piece))) {
-                scope.spawn(move || update(t, g, m, s, scalars));
-            }
-        });
+        let part = rows_per_job(range.len(), 1);
+        let given = theta.chunks_mut(part).zip(gradient.chunks(part));
+        let jobs = given.zip(mean.chunks_mut(part).zip(square.chunks_mut(part)));
+        run(jobs
+            .map(|((t, g), (m, s))| move || update(t, g, m, s, scalars))
+            .collect());
         Some(())
     }
 
@@ -105,21 +100,23 @@ impl AdamW {
         let (mut theta, mut mean, mut square) = (part(theta), part(&self.mean), part(&self.square));
         let gradient = part(gradient) * f64::from(c.scale);
         let _ = theta.g_mul_scalar_(f64::from(c.keep));
-        let _ = mean.lerp_(&gradient, 1.0 - f64::from(c.beta1));
+        let _ = mean.lerp_(&gradient, f64::from(c.fresh1));
         let _ = square.g_mul_scalar_(f64::from(c.beta2));
-        let _ = square.g_add_(&(&gradient * &gradient * (1.0 - f64::from(c.beta2))));
+        let _ = square.g_add_(&(&gradient * &gradient * f64::from(c.fresh2)));
         let divisor = square.sqrt() * f64::from(c.root) + f64::from(c.eps);
         let _ = theta.g_sub_(&(mean / divisor * f64::from(c.rate)));
     }
 }
 
-/// The update of equally long slices, elementwise.
-fn update(theta: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32], c: Scalars) {
-    for (((t, &g), m), s) in theta.iter_mut().zip(gradient).zip(mean).zip(square) {
-        let g = g * c.scale;
-        *m += (g - *m) * (1.0 - c.beta1);
-        *s = *s * c.beta2 + g * g * (1.0 - c.beta2);
-        *t = *t * c.keep - c.rate * *m / (s.sqrt() * c.root + c.eps);
+vectorised! {
+    /// The update of equally long slices, elementwise.
+    fn update(theta: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32], c: Scalars) {
+        for (((t, &g), m), s) in theta.iter_mut().zip(gradient).zip(mean).zip(square) {
+            let g = g * c.scale;
+            *m += (g - *m) * c.fresh1;
+            *s = *s * c.beta2 + g * g * c.fresh2;
+            *t = *t * c.keep - c.rate * *m / (s.sqrt() * c.root + c.eps);
+        }
     }
 }
 

@@ -136,7 +136,7 @@ fn orthogonalise(x: &Tensor) -> Tensor {
         .square()
         .sum_dim_intlist([1_i64, 2].as_slice(), true, None::<tch::Kind>)
         .sqrt()
-        + 1e-7; // [n, 1, 1]
+        .clamp_min(1e-7); // [n, 1, 1]
     let mut x = x / norm;
     for _ in 0..ITERATIONS {
         let gram = x.bmm(&x.transpose(1, 2)); // [n, short, short]
@@ -177,7 +177,7 @@ mod tests {
         if x.len() > x[0].len() {
             return transposed(&orthogonalise_reference(&transposed(x)));
         }
-        let norm = x.iter().flatten().map(|v| v * v).sum::<f64>().sqrt() + 1e-7;
+        let norm = x.iter().flatten().map(|v| v * v).sum::<f64>().sqrt().max(1e-7);
         let mut x = mix(1.0 / norm, x, 0.0, x);
         for _ in 0..ITERATIONS {
             let gram = product(&x, &transposed(&x));
