@@ -17,7 +17,7 @@ use coordinatorless::types::{BatchIndex, Branch, Hash, PeerId, Round};
 use tch::Device;
 use trainer::checkpoint;
 use trainer::compress::Codec;
-use trainer::local::{RoundInputs, local_round, set_threads};
+use trainer::local::{LocalError, RoundInputs, local_round, set_threads};
 use trainer::model::Model;
 
 use crate::accumulators::Accumulators;
@@ -34,6 +34,9 @@ const EVAL_ROUNDS: u64 = 5;
 const SAVE_SHARE: u32 = 20;
 /// Accumulators kept beyond those that an auditor may still ask for.
 const SPARE_ACCUMULATORS: u64 = 6;
+
+/// Rounds in a row that may end in numbers that are none before this peer stops: one may be a bad batch, so many are a bad run.
+const MOST_DIVERGED: u32 = 5;
 
 /// What the worker is started with.
 pub struct Setup {
@@ -67,6 +70,8 @@ struct Worker {
     saved: Option<Stamp>,
     saved_at: Instant,
     save_took: Duration,
+    /// Rounds in a row whose loss or gradient was no number.
+    diverged: u32,
 }
 
 /// How many accumulators a peer keeps: those of rounds that an auditor may still ask for, and some.
@@ -91,6 +96,7 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
         saved: None,
         saved_at: Instant::now(),
         save_took: Duration::ZERO,
+        diverged: 0,
         setup,
     };
     for order in orders {
@@ -99,6 +105,10 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
             && worker.setup.done.blocking_send(answer).is_err()
         {
             break;
+        }
+        if let Some(error) = worker.given_up() {
+            worker.save()?;
+            return Err(error);
         }
         worker.save_now_and_then()?;
     }
@@ -209,14 +219,41 @@ impl Worker {
         if !self.setup.stop.wants(id) || order.batches.is_empty() {
             return Done::Idle { round, reason: None };
         }
+        // Whatever was assigned and not delivered is handed out again by the next record.
         match self.contribute(id, order, deadline) {
-            Ok(Some(done)) => done,
+            Ok(Some(done)) => {
+                self.diverged = 0;
+                done
+            }
             Ok(None) => Done::Idle { round, reason: None },
-            Err(error) => Done::Idle {
-                round,
-                reason: Some(format!("{error:#}")),
-            },
+            Err(error) => {
+                if let Some(LocalError::NonFinite { step, .. }) = error.downcast_ref() {
+                    self.diverged += 1;
+                    let sequences = self.sequences_of(order, *step);
+                    tracing::warn!(%round, step, ?sequences, "round abandoned: {error:#}");
+                }
+                Done::Idle {
+                    round,
+                    reason: Some(format!("{error:#}")),
+                }
+            }
         }
+    }
+
+    /// The batch that a step of an order trains on, by number.
+    fn sequences_of(&self, order: &TrainOrder, step: u32) -> Option<BatchIndex> {
+        batch_indices(&order.batches).nth(step as usize)
+    }
+
+    /// Why this peer stops, after too many rounds in a row that diverged.
+    fn given_up(&self) -> Option<anyhow::Error> {
+        (self.diverged >= MOST_DIVERGED).then(|| {
+            anyhow!(
+                "{} rounds in a row ended in a loss or gradient that is not a number: the model diverges or the data are broken. Try a lower \
+                 training.optimizer.lr, precision = \"fp32\" if it is bf16, and look at the batches named in the log above",
+                self.diverged
+            )
+        })
     }
 
     /// Trains, encodes, keeps the accumulator. `None` if it was stopped before the first step's end.
