@@ -271,7 +271,9 @@ pub enum DataCommand {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Tokens per second of training, beside this machine's arithmetic peak.
-    #[command(after_help = "Example:\n  murmur bench trainer --dim 256 --layers 6 --threads 2 --json")]
+    #[command(
+        after_help = "Examples:\n  murmur bench trainer --dim 256 --layers 6 --threads 2 --json\n  murmur bench trainer --standard"
+    )]
     Trainer(BenchTrainerArgs),
     /// Bytes and speed of contributions.
     #[command(after_help = "Example:\n  murmur bench codec --params 16000000 --k 64 --json")]
@@ -281,7 +283,7 @@ pub enum BenchCommand {
     Rounds(BenchRoundsArgs),
 }
 
-/// `murmur bench trainer`; without a shape, the demo's.
+/// `murmur bench trainer`; what is not given of a shape is that of a small byte-level model.
 #[derive(Debug, Args)]
 pub struct BenchTrainerArgs {
     /// Width.
@@ -293,6 +295,18 @@ pub struct BenchTrainerArgs {
     /// Attention heads.
     #[arg(long)]
     pub heads: Option<usize>,
+    /// Key and value heads [default: as many as heads].
+    #[arg(long)]
+    pub kv_heads: Option<usize>,
+    /// The output head is the embedding.
+    #[arg(long)]
+    pub tied: bool,
+    /// Three standard shapes instead of one: small, large vocabulary, and that of SmolLM2-135M (some minutes).
+    #[arg(long, conflicts_with_all = ["dim", "layers", "heads", "kv_heads", "tied", "ffn", "vocab", "seq", "batch"])]
+    pub standard: bool,
+    /// What products and attention compute in.
+    #[arg(long, value_enum, default_value_t = BenchPrecision::Both)]
+    pub precision: BenchPrecision,
     /// Inner width of the feed-forward.
     #[arg(long)]
     pub ffn: Option<usize>,
@@ -314,6 +328,17 @@ pub struct BenchTrainerArgs {
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Precisions to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchPrecision {
+    /// Single precision.
+    Fp32,
+    /// bfloat16.
+    Bf16,
+    /// One after the other.
+    Both,
 }
 
 /// `murmur bench codec`.

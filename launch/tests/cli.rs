@@ -288,9 +288,12 @@ fn the_benches_report_what_they_promise() {
         "gflops",
         "peak_share",
         "peak_mem_bytes",
+        "predicted_mem_bytes",
     ] {
         assert!(row.contains_key(field), "{field}: {report}");
     }
+    let precisions = [&report["rows"][0]["precision"], &report["rows"][1]["precision"]];
+    assert_eq!(precisions, ["fp32", "bf16"], "{report}");
     let codec = [
         "bench",
         "codec",

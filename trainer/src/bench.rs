@@ -1,21 +1,28 @@
-//! How fast the trainer is: tokens per second of the ordinary inner step, beside the arithmetic peak measured on the same machine.
+//! How fast the trainer is and what memory it takes: tokens per second of the ordinary inner step, beside the arithmetic peak measured on the
+//! same machine, and the process' peak memory beside the one predicted.
 //!
 //! The work per step is that of any PyTorch loop over the same decoder: forward, backward, clip, AdamW, on random tokens. Only the step
 //! is timed, as `murmur bench trainer` promises, and the median over the steps after the warm-up is told.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind, TrainingConfig};
+use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind, Precision, TrainingConfig};
+use crate::kernels::product;
 use crate::local::{LocalError, Stepper, set_threads};
+use crate::memory;
 use crate::model::{Model, init_flat};
 
 /// Steps run before any is counted.
-const WARM_UP: usize = 5;
+const WARM_UP: usize = 3;
 
-/// What is trained: an untied decoder without grouped queries.
+/// A row that has taken this long, and counted [`FEWEST`] steps, ends.
+const LONGEST: Duration = Duration::from_secs(60);
+const FEWEST: usize = 3;
+
+/// What is trained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BenchShape {
     /// Width.
@@ -24,10 +31,14 @@ pub struct BenchShape {
     pub layers: usize,
     /// Heads.
     pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
     /// Feed-forward width.
     pub ffn: usize,
     /// Tokens in the vocabulary.
     pub vocab: usize,
+    /// Whether the head is the embedding.
+    pub tied: bool,
     /// Tokens predicted per sequence.
     pub seq: usize,
     /// Sequences per step.
@@ -41,8 +52,10 @@ impl Default for BenchShape {
             dim: 256,
             layers: 6,
             heads: 8,
+            kv_heads: 8,
             ffn: 688,
             vocab: 256,
+            tied: false,
             seq: 256,
             batch: 8,
         }
@@ -50,6 +63,34 @@ impl Default for BenchShape {
 }
 
 impl BenchShape {
+    /// The shapes measured where none is asked for: a small model of bytes, one whose vocabulary weighs as much as its blocks, and that of
+    /// SmolLM2-135M.
+    pub fn standard() -> [Self; 3] {
+        let vocabulary = Self {
+            dim: 512,
+            layers: 8,
+            heads: 8,
+            kv_heads: 8,
+            ffn: 1376,
+            vocab: 50_257,
+            tied: false,
+            seq: 512,
+            batch: 4,
+        };
+        let smol = Self {
+            dim: 576,
+            layers: 30,
+            heads: 9,
+            kv_heads: 3,
+            ffn: 1536,
+            vocab: 49_152,
+            tied: true,
+            seq: 512,
+            batch: 1,
+        };
+        [Self::default(), vocabulary, smol]
+    }
+
     /// The model of this shape.
     pub fn model(&self) -> ModelConfig {
         ModelConfig {
@@ -57,16 +98,18 @@ impl BenchShape {
             dim: self.dim,
             layers: self.layers,
             heads: self.heads,
-            kv_heads: self.heads,
+            kv_heads: self.kv_heads,
             ffn: self.ffn,
             max_seq_len: self.seq,
-            tied_embeddings: false,
+            tied_embeddings: self.tied,
             ..ModelConfig::demo()
         }
     }
 
-    fn training(&self) -> TrainingConfig {
+    /// AdamW at a constant rate.
+    fn training(&self, precision: Precision) -> TrainingConfig {
         TrainingConfig {
+            precision,
             optimizer: OptimizerConfig {
                 kind: OptimizerKind::AdamW,
                 lr: 3e-4,
@@ -84,7 +127,7 @@ impl BenchShape {
 pub struct TrainerRow {
     /// What was trained.
     pub shape: BenchShape,
-    /// `fp32`.
+    /// `fp32` or `bf16`.
     pub precision: &'static str,
     /// Threads of libtorch.
     pub threads: usize,
@@ -94,8 +137,10 @@ pub struct TrainerRow {
     pub gflops: f64,
     /// `gflops` over the measured peak of this precision.
     pub peak_share: f64,
-    /// Most memory the process has held, bytes; 0 where the system does not tell.
+    /// Most memory the process held, bytes; 0 where the system does not tell.
     pub peak_mem_bytes: u64,
+    /// What was predicted: what the process held before, and what [`memory::Need`] says.
+    pub predicted_mem_bytes: u64,
 }
 
 /// The best rate of large matrix products, billions of floating-point operations a second.
@@ -116,34 +161,53 @@ pub struct TrainerReport {
     pub rows: Vec<TrainerRow>,
 }
 
-/// Measures the peak, then each shape.
+/// Measures the peak, then each shape in each precision.
 ///
 /// # Errors
-/// A shape out of bounds, or libtorch out of memory.
-pub fn bench_report(shapes: &[BenchShape], threads: usize, steps: usize) -> Result<TrainerReport, LocalError> {
+/// A shape out of bounds, or too little memory.
+pub fn bench_report(
+    shapes: &[BenchShape],
+    precisions: &[Precision],
+    threads: usize,
+    steps: usize,
+) -> Result<TrainerReport, LocalError> {
     let peak = measure_peak(threads);
-    let rows = shapes
+    // Before the first row: what the allocator keeps of one row, the next one uses.
+    let held = memory::resident().unwrap_or(0);
+    let each = shapes
         .iter()
-        .map(|shape| row(shape, threads, steps, peak.fp32_gflops))
+        .flat_map(|shape| precisions.iter().map(move |precision| (shape, *precision)));
+    let rows = each
+        .map(|(shape, precision)| row(shape, precision, threads, steps, (peak.of(precision), held)))
         .collect::<Result<_, _>>()?;
     Ok(TrainerReport { peak, rows })
 }
 
-/// Trains a model of `shape` for `steps` counted steps (at least one) after the warm-up.
-///
-/// # Errors
-/// A shape out of bounds, or libtorch out of memory.
-pub fn bench_trainer(shape: &BenchShape, threads: usize, steps: usize) -> Result<TrainerRow, LocalError> {
-    row(shape, threads, steps, measure_peak(threads).fp32_gflops)
+impl Peak {
+    fn of(&self, precision: Precision) -> f64 {
+        match precision {
+            Precision::Fp32 => self.fp32_gflops,
+            Precision::Bf16 => self.bf16_gflops,
+        }
+    }
 }
 
-fn row(shape: &BenchShape, threads: usize, steps: usize, peak_gflops: f64) -> Result<TrainerRow, LocalError> {
+fn row(
+    shape: &BenchShape,
+    precision: Precision,
+    threads: usize,
+    steps: usize,
+    (peak_gflops, held): (f64, u64),
+) -> Result<TrainerRow, LocalError> {
     set_threads(threads);
-    let (config, training) = (shape.model(), shape.training());
+    let (config, training) = (shape.model(), shape.training(precision));
     training.validate_with(&config)?;
+    memory::forget_peak();
+    let predicted_mem_bytes = held + memory::Need::of_training(&config, &training).total();
     let mut model = Model::new(&config, Device::Cpu)?;
     model.load_flat(&init_flat(&config, 0))?;
     let mut stepper = Stepper::new(&model, &training, training.optimizer.lr)?;
+    let began = Instant::now();
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps.max(1) {
         let batch = random_batch(shape, step as u64);
@@ -152,17 +216,21 @@ fn row(shape: &BenchShape, threads: usize, steps: usize, peak_gflops: f64) -> Re
         if step >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }
+        if seconds.len() >= FEWEST && began.elapsed() > LONGEST {
+            break;
+        }
     }
     let tokens_per_sec = (shape.batch * shape.seq) as f64 / median(&mut seconds);
     let gflops = tokens_per_sec * config.flops_per_token_at(shape.seq) as f64 / 1e9;
     Ok(TrainerRow {
         shape: shape.clone(),
-        precision: "fp32",
+        precision: precision.name(),
         threads,
         tokens_per_sec,
         gflops,
         peak_share: gflops / peak_gflops,
-        peak_mem_bytes: peak_memory(),
+        peak_mem_bytes: memory::peak().unwrap_or(0),
+        predicted_mem_bytes,
     })
 }
 
@@ -181,14 +249,22 @@ fn random_batch(shape: &BenchShape, step: u64) -> Vec<Vec<u32>> {
     (0..shape.batch).map(|_| sequence()).collect()
 }
 
-/// Measures products of 1024 by 1024 matrices at `threads` threads, the best of several, in both precisions.
+/// Measures products of 1024 by 1024 matrices at `threads` threads, the best of several, in both precisions, by libtorch's operator and as the
+/// trainer multiplies.
 pub fn measure_peak(threads: usize) -> Peak {
     set_threads(threads);
     let best = |kind| {
         let a = Tensor::ones([1024, 1024], (kind, Device::Cpu));
-        let seconds = (0..8).map(|_| {
+        let out = a.zeros_like();
+        let seconds = (0..16).map(|i| {
             let start = Instant::now();
-            let _ = a.matmul(&a);
+            let done = match i % 2 {
+                0 => a.f_matmul(&a).map(drop),
+                _ => product(&out, &a, &a, false),
+            };
+            if done.is_err() {
+                return f64::INFINITY;
+            }
             start.elapsed().as_secs_f64()
         });
         2.0 * 1024.0_f64.powi(3) / seconds.fold(f64::INFINITY, f64::min) / 1e9
@@ -209,14 +285,6 @@ fn median(values: &mut [f64]) -> f64 {
     }
 }
 
-/// `VmHWM` of this process, which Linux counts in KiB.
-fn peak_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -234,12 +302,15 @@ mod tests {
             dim: 32,
             layers: 1,
             heads: 2,
+            kv_heads: 1,
             ffn: 64,
             vocab: 64,
+            tied: true,
             seq: 16,
             batch: 2,
         };
-        let row = row(&shape, 1, 2, 100.0).unwrap();
+        let row = row(&shape, Precision::Bf16, 1, 2, (100.0, 0)).unwrap();
+        assert_eq!((row.precision, row.threads), ("bf16", 1));
         let flops = shape.model().flops_per_token_at(16) as f64;
         assert!((row.gflops - row.tokens_per_sec * flops / 1e9).abs() < 1e-9 * row.gflops);
         assert_eq!(row.peak_share, row.gflops / 100.0);

@@ -4,9 +4,10 @@ use anyhow::Result;
 use serde_json::json;
 use trainer::bench::{BenchShape, bench_report};
 use trainer::bench_codec::synthetic_row;
+use trainer::config::Precision;
 
 use super::print_json;
-use crate::cli::{BenchCodecArgs, BenchCommand, BenchTrainerArgs};
+use crate::cli::{BenchCodecArgs, BenchCommand, BenchPrecision, BenchTrainerArgs};
 use crate::device::threads;
 use crate::failure::usage;
 
@@ -20,40 +21,62 @@ pub fn run(command: BenchCommand) -> Result<()> {
 }
 
 fn trainer(args: &BenchTrainerArgs) -> Result<()> {
-    let base = BenchShape::default();
-    let shape = BenchShape {
-        dim: args.dim.unwrap_or(base.dim),
-        layers: args.layers.unwrap_or(base.layers),
-        heads: args.heads.unwrap_or(base.heads),
-        ffn: args.ffn.unwrap_or(base.ffn),
-        vocab: args.vocab.unwrap_or(base.vocab),
-        seq: args.seq.unwrap_or(base.seq),
-        batch: args.batch.unwrap_or(base.batch),
+    let shapes = match args.standard {
+        true => BenchShape::standard().to_vec(),
+        false => vec![shape(args)],
     };
-    shape.model().validate().map_err(usage)?;
-    let report = bench_report(&[shape], threads(args.threads)?, args.steps as usize)?;
+    for shape in &shapes {
+        shape.model().validate().map_err(usage)?;
+    }
+    let precisions: &[Precision] = match args.precision {
+        BenchPrecision::Fp32 => &[Precision::Fp32],
+        BenchPrecision::Bf16 => &[Precision::Bf16],
+        BenchPrecision::Both => &[Precision::Fp32, Precision::Bf16],
+    };
+    let report = bench_report(&shapes, precisions, threads(args.threads)?, args.steps as usize)?;
     if args.json {
         return print_json(&report);
     }
     println!(
-        "peak of a matrix product: {:.0} GFLOP/s in fp32",
-        report.peak.fp32_gflops
+        "peak of a matrix product: {:.0} GFLOP/s in fp32, {:.0} in bf16",
+        report.peak.fp32_gflops, report.peak.bf16_gflops
     );
     for row in &report.rows {
-        let (s, memory) = (&row.shape, row.peak_mem_bytes as f64 / 1e6);
+        let (s, megabytes) = (&row.shape, |bytes: u64| bytes as f64 / 1e6);
         println!(
-            "dim {} x {} layers, batch {} x {}, {} threads: {:.0} tokens/s, {:.1} GFLOP/s ({:.0}% of the peak), {memory:.0} MB",
+            "dim {} x {} layers, vocabulary {}, batch {} x {}, {}, {} threads: {:.0} tokens/s, {:.1} GFLOP/s ({:.0}% of the peak), {:.0} MB ({:.0} predicted)",
             s.dim,
             s.layers,
+            s.vocab,
             s.batch,
             s.seq,
+            row.precision,
             row.threads,
             row.tokens_per_sec,
             row.gflops,
-            100.0 * row.peak_share
+            100.0 * row.peak_share,
+            megabytes(row.peak_mem_bytes),
+            megabytes(row.predicted_mem_bytes)
         );
     }
     Ok(())
+}
+
+/// The shape asked for.
+fn shape(args: &BenchTrainerArgs) -> BenchShape {
+    let base = BenchShape::default();
+    let heads = args.heads.unwrap_or(base.heads);
+    BenchShape {
+        dim: args.dim.unwrap_or(base.dim),
+        layers: args.layers.unwrap_or(base.layers),
+        heads,
+        kv_heads: args.kv_heads.unwrap_or(heads),
+        ffn: args.ffn.unwrap_or(base.ffn),
+        vocab: args.vocab.unwrap_or(base.vocab),
+        tied: args.tied,
+        seq: args.seq.unwrap_or(base.seq),
+        batch: args.batch.unwrap_or(base.batch),
+    }
 }
 
 fn codec(args: &BenchCodecArgs) -> Result<()> {

@@ -597,7 +597,7 @@ mod tests {
             layers: 3,
             heads,
             kv_heads,
-            ffn: 80,
+            ffn: 88, // no whole number of lanes
             tied_embeddings,
             ..ModelConfig::demo()
         }
