@@ -205,7 +205,7 @@ impl Stepper {
             gradient,
             clip_scale(norm, self.training.grad_clip),
             self.lr,
-        );
+        )?;
         self.done += 1;
         Ok(loss as f32)
     }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind};
 use crate::model::Layout;
@@ -62,15 +62,19 @@ impl Optimizer {
 
     /// One step: `theta` and `gradient` are flat, `[total]`, on the optimizer's device; the gradient counts `scale` times (clipping).
     /// `theta` is the owning handle, and no graph that needs its old values is alive.
-    pub fn step(&mut self, theta: &mut Tensor, gradient: &Tensor, scale: f64, lr: f64) {
+    ///
+    /// # Errors
+    /// libtorch's, for want of memory.
+    pub fn step(&mut self, theta: &mut Tensor, gradient: &Tensor, scale: f64, lr: f64) -> Result<(), TchError> {
         match &mut self.rule {
             Rule::AdamW(adamw, ranges) => adamw.step(&self.config, ranges, theta, gradient, scale, lr),
             Rule::Sgd(sgd, ranges) => sgd.step(ranges, theta, gradient, scale, lr),
             Rule::Muon(muon, adamw, ranges) => {
                 adamw.step(&self.config, ranges, theta, gradient, scale, lr);
-                muon.step(theta, gradient, scale, lr);
+                muon.step(theta, gradient, scale, lr)?;
             }
         }
+        Ok(())
     }
 }
 

@@ -54,7 +54,9 @@ fn largest_difference(kind: OptimizerKind, expected: &[f64]) -> f64 {
     for step in 0..100 {
         let gradient: Vec<f32> = (0..count).map(|i| gradient(step, i)).collect();
         // Scaled by a power of two and back: clipping is part of the step.
-        optimizer.step(&mut theta, &(Tensor::from_slice(&gradient) * 4.0), 0.25, 1.0 / 256.0);
+        optimizer
+            .step(&mut theta, &(Tensor::from_slice(&gradient) * 4.0), 0.25, 1.0 / 256.0)
+            .unwrap();
     }
     assert_eq!(expected.len(), (count as usize).div_ceil(3));
     let found = |i: usize| theta.double_value(&[3 * i as i64]);

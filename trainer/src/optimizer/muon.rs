@@ -7,9 +7,10 @@
 //! Matrices of equal shape (up to transposition) go through the iteration together, as one batched product over all blocks: q, o and, when
 //! there is no grouping, k and v; gate, up and the transposed down. The iteration multiplies on the shorter side.
 
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::config::{ModelConfig, OptimizerConfig};
+use crate::kernels::product;
 use crate::model::{Layout, block_matrices};
 
 /// The quintic `a x + b x^3 + c x^5`, whose slope at zero lifts small singular values fast.
@@ -75,7 +76,10 @@ impl Muon {
     }
 
     /// One step on the blocks' matrices within `theta`, both tensors flat, `[total]`.
-    pub(super) fn step(&mut self, theta: &Tensor, gradient: &Tensor, scale: f64, lr: f64) {
+    ///
+    /// # Errors
+    /// libtorch's, for want of memory.
+    pub(super) fn step(&mut self, theta: &Tensor, gradient: &Tensor, scale: f64, lr: f64) -> Result<(), TchError> {
         let theta = theta.detach();
         let len = self.blocks * self.block_len;
         let gradient = gradient.narrow(0, self.start, len) * scale;
@@ -85,23 +89,25 @@ impl Muon {
             .narrow(0, self.start, len)
             .g_mul_scalar_(1.0 - lr * self.weight_decay);
         for group in &self.groups {
-            self.step_group(group, &theta, &direction, lr);
+            self.step_group(group, &theta, &direction, lr)?;
         }
+        Ok(())
     }
 
-    fn step_group(&self, group: &Group, theta: &Tensor, direction: &Tensor, lr: f64) {
+    fn step_group(&self, group: &Group, theta: &Tensor, direction: &Tensor, lr: f64) -> Result<(), TchError> {
         let views: Vec<Tensor> = group
             .members
             .iter()
             .map(|member| member.view(direction, 0, self.blocks, self.block_len))
             .collect();
-        let update = orthogonalise(&Tensor::cat(&views, 0)); // [members * blocks, short, long]
-        let update = update * (-lr * 0.2 * (group.long as f64).sqrt());
+        let mut update = orthogonalise(&Tensor::cat(&views, 0))?; // [members * blocks, short, long]
+        let _ = update.g_mul_scalar_(-lr * 0.2 * (group.long as f64).sqrt());
         for (member, part) in group.members.iter().zip(update.split(self.blocks, 0)) {
             let _ = member
                 .view(theta, self.start, self.blocks, self.block_len)
                 .g_add_(&part);
         }
+        Ok(())
     }
 }
 
@@ -130,7 +136,7 @@ fn groups(model: &ModelConfig) -> Vec<Group> {
 }
 
 /// Brings the singular values of each matrix in `x` `[n, short, long]` near one, keeping its singular vectors.
-fn orthogonalise(x: &Tensor) -> Tensor {
+fn orthogonalise(x: &Tensor) -> Result<Tensor, TchError> {
     let (a, b, c) = COEFFICIENTS;
     let norm = x
         .square()
@@ -138,15 +144,25 @@ fn orthogonalise(x: &Tensor) -> Tensor {
         .sqrt()
         .clamp_min(1e-7); // [n, 1, 1]
     let mut x = x / norm;
+    let mut next = x.empty_like();
+    let (n, short) = (x.size()[0], x.size()[1]);
+    let gram = Tensor::empty([n, short, short], (x.kind(), x.device()));
+    let mut polynomial = gram.empty_like();
     for _ in 0..ITERATIONS {
-        let gram = x.bmm(&x.transpose(1, 2)); // [n, short, short]
-        let polynomial = gram.baddbmm(&gram, &gram, b, c); // b A + c A A
-        x = x.baddbmm(&polynomial, &x, a, 1.0); // a X + (b A + c A A) X
+        // a X + (b A + c A A) X as one product: with a on the diagonal of the polynomial.
+        product(&gram, &x, &x.transpose(1, 2), false)?;
+        product(&polynomial, &gram, &gram, false)?;
+        let _ = polynomial.g_mul_scalar_(c);
+        let _ = polynomial.g_add_(&(&gram * b));
+        let _ = polynomial.diagonal(0, 1, 2).g_add_scalar_(a);
+        product(&next, &polynomial, &x, false)?;
+        std::mem::swap(&mut x, &mut next);
     }
-    x
+    Ok(x)
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::model::{host, init_flat};
@@ -222,7 +238,8 @@ mod tests {
         let mut muon = Muon::new(&config, &model, &layout, Device::Cpu);
         for gradient in &gradients {
             // Twice the gradient, counted half: the scale is part of what is tested.
-            muon.step(&theta, &(Tensor::from_slice(gradient) * 2.0), 0.5, 0.01);
+            muon.step(&theta, &(Tensor::from_slice(gradient) * 2.0), 0.5, 0.01)
+                .unwrap();
         }
         let found = host::to_vec(&theta);
         for entry in layout
