@@ -35,9 +35,6 @@ const SAVE_SHARE: u32 = 20;
 /// Accumulators kept beyond those that an auditor may still ask for.
 const SPARE_ACCUMULATORS: u64 = 6;
 
-/// Rounds in a row that may end in numbers that are none before this peer stops: one may be a bad batch, so many are a bad run.
-const MOST_DIVERGED: u32 = 5;
-
 /// What the worker is started with.
 pub struct Setup {
     /// The run's parts.
@@ -70,8 +67,36 @@ struct Worker {
     saved: Option<Stamp>,
     saved_at: Instant,
     save_took: Duration,
-    /// Rounds in a row whose loss or gradient was no number.
-    diverged: u32,
+    patience: Patience,
+}
+
+/// How often in a row this peer's rounds have ended in a loss or gradient that is no number. One may be a bad batch; [`Patience::MOST`] are a bad run.
+#[derive(Debug, Default)]
+struct Patience {
+    spent: u32,
+}
+
+impl Patience {
+    const MOST: u32 = 5;
+
+    fn spend(&mut self) {
+        self.spent += 1;
+    }
+
+    fn renew(&mut self) {
+        self.spent = 0;
+    }
+
+    /// Why the peer stops, once it must.
+    fn lost(&self) -> Option<String> {
+        (self.spent >= Self::MOST).then(|| {
+            format!(
+                "{} rounds in a row ended in a loss or gradient that is not a number: the model diverges or the data are broken. Try a lower \
+                 training.optimizer.lr, or training.precision = \"fp32\" if it is bf16, and look at the batches named in the log above",
+                self.spent
+            )
+        })
+    }
 }
 
 /// How many accumulators a peer keeps: those of rounds that an auditor may still ask for, and some.
@@ -96,7 +121,7 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
         saved: None,
         saved_at: Instant::now(),
         save_took: Duration::ZERO,
-        diverged: 0,
+        patience: Patience::default(),
         setup,
     };
     for order in orders {
@@ -106,9 +131,9 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
         {
             break;
         }
-        if let Some(error) = worker.given_up() {
+        if let Some(reason) = worker.patience.lost() {
             worker.save()?;
-            return Err(error);
+            return Err(anyhow!(reason));
         }
         worker.save_now_and_then()?;
     }
@@ -222,15 +247,15 @@ impl Worker {
         // Whatever was assigned and not delivered is handed out again by the next record.
         match self.contribute(id, order, deadline) {
             Ok(Some(done)) => {
-                self.diverged = 0;
+                self.patience.renew();
                 done
             }
             Ok(None) => Done::Idle { round, reason: None },
             Err(error) => {
                 if let Some(LocalError::NonFinite { step, .. }) = error.downcast_ref() {
-                    self.diverged += 1;
-                    let sequences = self.sequences_of(order, *step);
-                    tracing::warn!(%round, step, ?sequences, "round abandoned: {error:#}");
+                    self.patience.spend();
+                    let batch = batch_indices(&order.batches).nth(*step as usize);
+                    tracing::warn!(%round, step, ?batch, "round abandoned: {error:#}");
                 }
                 Done::Idle {
                     round,
@@ -238,22 +263,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// The batch that a step of an order trains on, by number.
-    fn sequences_of(&self, order: &TrainOrder, step: u32) -> Option<BatchIndex> {
-        batch_indices(&order.batches).nth(step as usize)
-    }
-
-    /// Why this peer stops, after too many rounds in a row that diverged.
-    fn given_up(&self) -> Option<anyhow::Error> {
-        (self.diverged >= MOST_DIVERGED).then(|| {
-            anyhow!(
-                "{} rounds in a row ended in a loss or gradient that is not a number: the model diverges or the data are broken. Try a lower \
-                 training.optimizer.lr, precision = \"fp32\" if it is bf16, and look at the batches named in the log above",
-                self.diverged
-            )
-        })
     }
 
     /// Trains, encodes, keeps the accumulator. `None` if it was stopped before the first step's end.
@@ -337,4 +346,32 @@ fn answer(epoch: u64, result: Result<Done>) -> Done {
         epoch,
         reason: format!("{error:#}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn five_diverged_rounds_in_a_row_end_the_peer_with_what_to_try() {
+        let mut patience = Patience::default();
+        for _ in 0..4 {
+            patience.spend();
+        }
+        assert!(patience.lost().is_none());
+        patience.renew();
+        for _ in 0..4 {
+            patience.spend();
+        }
+        assert!(
+            patience.lost().is_none(),
+            "a good round in between starts the count anew"
+        );
+        patience.spend();
+        let reason = patience.lost().unwrap();
+        assert!(
+            reason.contains("training.optimizer.lr") && reason.contains("fp32"),
+            "{reason}"
+        );
+    }
 }
