@@ -57,14 +57,15 @@ impl Need {
             parameters: all,
             gradient: all,
             state,
-            activations: activations as u64,
+            activations: u64::try_from(activations).unwrap_or(u64::MAX),
             passing,
         }
     }
 
     /// The whole.
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradient + self.state + self.activations + self.passing
+        let rest = self.parameters + self.gradient + self.state + self.passing;
+        rest.saturating_add(self.activations)
     }
 
     /// Compares it with what the machine has. The parameters are there already when this is asked.
@@ -124,6 +125,7 @@ fn kib_of(path: &str, name: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -143,6 +145,28 @@ mod tests {
             told.as_ref().is_err_and(|told| told.contains("micro_batch")),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn the_largest_shape_a_stranger_may_ask_for_overflows_nothing() {
+        let model = ModelConfig {
+            dim: 16_384,
+            layers: 256,
+            heads: 1024,
+            kv_heads: 1,
+            ffn: 8,
+            max_seq_len: 1 << 20,
+            ..ModelConfig::demo()
+        };
+        let training = TrainingConfig {
+            seq_len: 1 << 20,
+            batch_sequences: 65_536,
+            ..TrainingConfig::default()
+        };
+        training.validate_with(&model).unwrap();
+        let need = Need::of_training(&model, &training);
+        assert!(need.total() > 1 << 55);
+        assert!(need.must_fit().is_err() || available().is_none());
     }
 
     #[test]

@@ -79,8 +79,9 @@ impl<N: Number> Attention<N> {
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub(crate) fn bytes(h: Heads, batch: usize) -> usize {
-        2 * Self::together(h, batch) * ROWS.min(h.seq) * h.seq * size_of::<N>()
+    pub(crate) fn bytes(h: Heads, batch: usize) -> u128 {
+        let block = ROWS.min(h.seq) * h.seq * size_of::<N>();
+        2 * Self::together(h, batch) as u128 * block as u128
     }
 
     /// Mixes values: `out` like the queries.

@@ -114,9 +114,9 @@ impl<N: Number> Kept<N> {
         })
     }
 
-    fn bytes(s: &Sizes) -> usize {
+    fn bytes(s: &Sizes) -> u128 {
         let narrow = s.h.width() + s.q_dim() + 2 * s.ffn;
-        s.rows * (narrow * size_of::<N>() + 4 * (s.h.heads + s.dim))
+        s.rows as u128 * (narrow * size_of::<N>() + 4 * (s.h.heads + s.dim)) as u128
     }
 }
 
@@ -212,18 +212,25 @@ impl<N: Number> ByHand<N> {
         })
     }
 
-    /// Bytes that [`Self::new`] takes, for a model of this shape.
-    pub(crate) fn bytes(config: &ModelConfig, batch: usize, seq: usize, checkpoint: bool) -> usize {
+    /// Bytes that [`Self::new`] takes, for a model of this shape. Wide enough for whatever shape a configuration admits.
+    pub(crate) fn bytes(config: &ModelConfig, batch: usize, seq: usize, checkpoint: bool) -> u128 {
         let s = Sizes::new(config, batch, seq);
-        let kept = if checkpoint { 1 } else { config.layers };
-        let narrow = if N::KIND == tch::Kind::Float { 0 } else { size_of::<N>() };
-        let largest = [config.vocab_size * s.dim, s.h.width() * s.dim, 2 * s.ffn * s.dim];
-        let copies = narrow * (config.param_count() + largest.into_iter().max().unwrap_or(0));
-        let streams = s.rows * s.dim * (4 * (config.layers + 2) + 3 * size_of::<N>());
-        let rest =
-            s.rows * size_of::<N>() * (s.h.width().max(s.ffn) + s.q_dim() + s.h.width()) + 4 * s.rows * s.h.heads;
-        let head = Head::<N>::bytes(s.rows, config.vocab_size);
-        kept * Kept::<N>::bytes(&s) + Attention::<N>::bytes(s.h, batch) + head + copies + streams + rest
+        let (element, rows) = (size_of::<N>(), s.rows as u128);
+        let kept = if checkpoint { 1 } else { config.layers as u128 };
+        let copies = match N::KIND {
+            tch::Kind::Float => 0,
+            _ => {
+                let largest = config.vocab_size.max(s.h.width()).max(2 * s.ffn) * s.dim;
+                element as u128 * (config.param_count() + largest) as u128
+            }
+        };
+        let streams = s.dim * (4 * (config.layers + 2) + 3 * element);
+        let rest = element * (s.h.width().max(s.ffn) + s.q_dim() + s.h.width()) + 4 * s.h.heads;
+        kept * Kept::<N>::bytes(&s)
+            + Attention::<N>::bytes(s.h, batch)
+            + Head::<N>::bytes(s.rows, config.vocab_size)
+            + copies
+            + rows * (streams + rest) as u128
     }
 
     /// Adds (or sets, if the batch is the first) the gradient of `scale` times the summed cross-entropy to `gradient`, flat in the layout's order, and

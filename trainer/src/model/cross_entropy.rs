@@ -56,8 +56,8 @@ impl<N: Number> Head<N> {
     }
 
     /// Bytes that [`Self::new`] takes.
-    pub(crate) fn bytes(rows: usize, vocab: usize) -> usize {
-        Self::piece(rows, vocab) * vocab * size_of::<N>() + 4 * rows
+    pub(crate) fn bytes(rows: usize, vocab: usize) -> u128 {
+        (Self::piece(rows, vocab) * vocab * size_of::<N>() + 4 * rows) as u128
     }
 
     /// The summed cross-entropy in nats; its gradients go where `loss` and `weight_gradient` say.
