@@ -6,6 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+mod model;
+
+pub use model::{Family, ModelConfig, RopeScaling};
+
 /// A value outside its bound: which, what was found, what is allowed, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {found}, but must be {bound}; {fix}")]
@@ -37,176 +41,6 @@ fn require(
         bound: bound.into(),
         fix,
     })
-}
-
-/// Most parameters a model may have: far above what the host-side flat vectors can hold, far below overflow.
-const MAX_PARAMS: usize = 1 << 38;
-
-/// The shape of a Llama-style decoder.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelConfig {
-    /// Distinct tokens; 256 for bytes, 50257 for GPT-2's. Bound: 2 to 2^20.
-    pub vocab_size: usize,
-    /// Width of the residual stream. Bound: 8 to 32768, a multiple of `2 * heads` (RoPE turns pairs within a head).
-    pub dim: usize,
-    /// Decoder blocks. Bound: 1 to 1024.
-    pub layers: usize,
-    /// Query heads, each `dim / heads` wide. Bound: 1 to 1024.
-    pub heads: usize,
-    /// Key and value heads, shared by `heads / kv_heads` query heads each (grouped-query attention, arXiv 2305.13245). A divisor of `heads`.
-    pub kv_heads: usize,
-    /// Inner width of the SwiGLU feed-forward. Bound: 8 to 131072.
-    pub ffn: usize,
-    /// Longest sequence, in tokens, that the model is asked to read. Bound: 2 to 2^20.
-    pub max_seq_len: usize,
-    /// Base of the rotary wavelengths (RoFormer, arXiv 2104.09864; 10000 there and in Llama). Bound: 1 to 1e9.
-    pub rope_theta: f64,
-    /// Added to the mean square in RMSNorm. Bound: 1e-12 to 0.1; Llama's 1e-5.
-    pub norm_eps: f64,
-    /// Whether the output head is the token embedding; saves `vocab_size * dim` parameters in a small model.
-    pub tied_embeddings: bool,
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self::demo()
-    }
-}
-
-impl ModelConfig {
-    /// The demo's byte-level model: 885,888 parameters, small enough that two CPU cores learn English from it in minutes.
-    pub fn demo() -> Self {
-        Self {
-            vocab_size: 256,
-            dim: 128,
-            layers: 4,
-            heads: 4,
-            kv_heads: 4,
-            ffn: 384,
-            max_seq_len: 256,
-            rope_theta: 10_000.0,
-            norm_eps: 1e-5,
-            tied_embeddings: true,
-        }
-    }
-
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> usize {
-        self.dim / self.heads
-    }
-
-    /// Rows of the key (and of the value) projection: `kv_heads * head_dim`.
-    pub fn kv_dim(&self) -> usize {
-        self.kv_heads * self.head_dim()
-    }
-
-    /// Parameters in the matrices of one decoder block.
-    pub fn layer_matrix_params(&self) -> usize {
-        self.dim * (2 * self.dim + 2 * self.kv_dim()) + 3 * self.dim * self.ffn
-    }
-
-    /// All parameters, a tied head counted once.
-    pub fn param_count(&self) -> usize {
-        let embeddings = if self.tied_embeddings { 1 } else { 2 };
-        let norms = (2 * self.layers + 1) * self.dim;
-        embeddings * self.vocab_size * self.dim + norms + self.layers * self.layer_matrix_params()
-    }
-
-    /// Floating-point operations to train on one token (forward and backward) of a full-length sequence; see [`Self::flops_per_token_at`].
-    pub fn flops_per_token(&self) -> u64 {
-        self.flops_per_token_at(self.max_seq_len)
-    }
-
-    /// Floating-point operations to train on one token of sequences of `seq_len` tokens: `6 N` for the matrix products, N counting the blocks'
-    /// matrices and the head (an embedding look-up multiplies nothing), plus `6 * layers * dim * seq_len` for attention over the average
-    /// half of a causal window (PaLM, arXiv 2204.02311, appendix B, counts the whole window: twice that).
-    pub fn flops_per_token_at(&self, seq_len: usize) -> u64 {
-        let products = self.layers * self.layer_matrix_params() + self.vocab_size * self.dim;
-        6 * (products as u64) + 6 * (self.layers as u64) * (self.dim as u64) * (seq_len as u64)
-    }
-
-    /// Checks every bound and relation.
-    ///
-    /// # Errors
-    /// The first field that breaks one.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let within = |field, value: usize, low: usize, high: usize, fix| {
-            require(
-                (low..=high).contains(&value),
-                field,
-                value,
-                format!("{low} to {high}"),
-                fix,
-            )
-        };
-        within(
-            "model.vocab_size",
-            self.vocab_size,
-            2,
-            1 << 20,
-            "take the tokenizer's size",
-        )?;
-        within("model.dim", self.dim, 8, 32_768, "choose a width in that range")?;
-        within("model.layers", self.layers, 1, 1024, "choose a depth in that range")?;
-        within("model.heads", self.heads, 1, 1024, "choose a number in that range")?;
-        within(
-            "model.kv_heads",
-            self.kv_heads,
-            1,
-            self.heads,
-            "at most one per query head",
-        )?;
-        within("model.ffn", self.ffn, 8, 131_072, "usually 8/3 of dim")?;
-        within(
-            "model.max_seq_len",
-            self.max_seq_len,
-            2,
-            1 << 20,
-            "choose a length in that range",
-        )?;
-        let pairs = self.dim.is_multiple_of(2 * self.heads);
-        require(
-            pairs,
-            "model.dim",
-            self.dim,
-            format!("a multiple of {}", 2 * self.heads),
-            "change dim or heads",
-        )?;
-        let shared = self.heads.is_multiple_of(self.kv_heads);
-        let divisor = format!("a divisor of heads = {}", self.heads);
-        require(
-            shared,
-            "model.kv_heads",
-            self.kv_heads,
-            divisor,
-            "change heads or kv_heads",
-        )?;
-        let base = (1.0..=1e9).contains(&self.rope_theta);
-        require(
-            base,
-            "model.rope_theta",
-            self.rope_theta,
-            "1 to 1e9",
-            "10000 is the usual value",
-        )?;
-        let eps = (1e-12..=0.1).contains(&self.norm_eps);
-        require(
-            eps,
-            "model.norm_eps",
-            self.norm_eps,
-            "1e-12 to 0.1",
-            "1e-5 is the usual value",
-        )?;
-        let params = self.param_count();
-        require(
-            params <= MAX_PARAMS,
-            "model",
-            format!("{params} parameters"),
-            "at most 2^38",
-            "make it smaller",
-        )
-    }
 }
 
 /// Which optimizer takes the inner steps.
@@ -647,27 +481,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_demo_has_about_nine_hundred_thousand_parameters() {
-        assert_eq!(ModelConfig::demo().param_count(), 885_888);
-        TrainingConfig::default().validate_with(&ModelConfig::demo()).unwrap();
-    }
-
-    #[test]
-    fn a_bad_value_is_told_with_its_bound_and_its_fix() {
-        let model = ModelConfig {
-            kv_heads: 3,
-            ..ModelConfig::demo()
-        };
-        let error = model.validate().unwrap_err();
-        assert_eq!(error.field, "model.kv_heads");
-        let told = error.to_string();
-        assert_eq!(
-            told,
-            "model.kv_heads is 3, but must be a divisor of heads = 4; change heads or kv_heads"
-        );
-    }
-
-    #[test]
     fn a_sequence_longer_than_the_model_reads_is_refused() {
         let training = TrainingConfig {
             seq_len: 257,
@@ -701,20 +514,6 @@ mod tests {
         ] {
             assert!(broken.validate().is_err());
         }
-    }
-
-    #[test]
-    fn the_largest_admitted_shape_does_not_overflow() {
-        let huge = ModelConfig {
-            vocab_size: 1 << 20,
-            dim: 32_768,
-            layers: 1024,
-            heads: 1024,
-            kv_heads: 1024,
-            ffn: 131_072,
-            ..ModelConfig::demo()
-        };
-        assert_eq!(huge.validate().unwrap_err().field, "model");
     }
 
     #[test]
@@ -763,16 +562,5 @@ mod tests {
         ] {
             assert_eq!(wrong.validate().unwrap_err().field, "training.schedule.decay_tokens");
         }
-    }
-
-    #[test]
-    fn an_unknown_field_is_refused() {
-        let text = r#"{"dim": 128, "depth": 4}"#;
-        assert!(
-            serde_json::from_str::<ModelConfig>(text)
-                .unwrap_err()
-                .to_string()
-                .contains("depth")
-        );
     }
 }

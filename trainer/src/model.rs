@@ -1,17 +1,18 @@
-//! The whole model in one file: a Llama-style decoder (RMSNorm, RoPE, grouped-query attention, SwiGLU, no biases), read top to bottom.
+//! The whole model in one file, read top to bottom: a decoder of the Llama family (RMSNorm, RoPE, grouped-query attention, SwiGLU; with
+//! biases on q, k, v as in Qwen2 or norms on q and k as in Qwen3), or GPT-2 (LayerNorm, learned positions, GELU, biases everywhere).
 //!
 //! Its parameters are views into ONE flat leaf tensor in the order of [`Layout`], split once per forward pass. So the gradient comes back as
 //! one flat tensor, and clipping, optimizer steps, hashing and the pseudo-gradient are passes over flat memory.
 //!
-//! Shapes: `batch` sequences of `seq` tokens; `rows = batch * seq`; `dim` the residual width; `heads` and `kv_heads` of `hd = dim / heads`;
-//! `ffn` the feed-forward width; `vocab` tokens.
+//! Shapes: `batch` sequences of `seq` tokens; `rows = batch * seq`; `dim` the residual width; `heads` and `kv_heads` of `hd`, which is
+//! `dim / heads` unless given; `ffn` the feed-forward width; `vocab` tokens.
 //!
 //! Sources: RMSNorm 1910.07467, RoPE 2104.09864 (in the half-split form of Hugging Face: dimension i turns with i + hd/2), GQA 2305.13245, SwiGLU
-//! 2002.05202, the whole as in Llama 2302.13971.
+//! 2002.05202, the whole as in Llama 2302.13971; Qwen2 2407.10671; Qwen3 2505.09388; GPT-2 Radford and others 2019, GELU 1606.08415.
 
 use tch::{Device, Kind, Reduction, Tensor};
 
-use crate::config::{ConfigError, ModelConfig};
+use crate::config::{ConfigError, Family, ModelConfig};
 
 pub(crate) mod by_hand;
 mod cross_entropy;
@@ -20,9 +21,11 @@ mod init;
 mod layout;
 #[cfg(test)]
 mod reference;
+mod rope;
 
 pub use init::init_flat;
 pub use layout::{Entry, Layout, block_matrices};
+use rope::Rope;
 
 /// Why a model could not be made or filled.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +55,8 @@ pub struct Model {
     flat: Tensor,
     /// Lengths of the consecutive pieces of `flat` that the forward pass works on; see [`pieces`].
     pieces: Vec<i64>,
-    /// RoPE's cosines, `[max_seq_len, 1, hd]`, both halves alike.
-    cos: Tensor,
-    /// RoPE's sines, `[max_seq_len, 1, hd]`, the first half negated.
-    sin: Tensor,
+    /// How positions turn queries and keys; `None` where positions are learned.
+    rope: Option<Rope>,
 }
 
 impl Model {
@@ -67,14 +68,12 @@ impl Model {
         config.validate()?;
         let layout = Layout::new(config);
         let flat = Tensor::f_zeros([layout.total as i64], (Kind::Float, device))?.set_requires_grad(true);
-        let (cos, sin) = rope_tables(config, device);
         Ok(Self {
             config: config.clone(),
-            pieces: pieces(config),
+            pieces: pieces(&layout),
             layout,
             flat,
-            cos,
-            sin,
+            rope: config.family.has_rope().then(|| Rope::new(config, device)),
         })
     }
 
@@ -150,100 +149,172 @@ impl Model {
     /// Scores of the next token at every place, `[batch, seq, vocab]`, for `tokens` `[batch, seq]` (i64, below `vocab_size`, `seq` at most
     /// `max_seq_len`).
     pub fn logits(&self, tokens: &Tensor) -> Tensor {
-        let c = &self.config;
-        let (batch, seq) = (tokens.size()[0], tokens.size()[1]);
-        let (dim, ffn) = (c.dim as i64, c.ffn as i64);
-        // One split: its backward is one concatenation into the flat gradient, instead of a full-length tensor for every view.
-        let mut parts = self.flat.split_with_sizes(&self.pieces, 0).into_iter();
-        let mut take = |shape: &[i64]| {
-            parts
-                .next()
-                .unwrap_or_else(|| unreachable!("pieces() names every part"))
-                .view(shape)
-        };
+        let (x, head) = self.hidden(tokens); // [rows, dim], [vocab, dim]
+        x.matmul(&head.tr()).view([tokens.size()[0], tokens.size()[1], -1]) // [batch, seq, vocab]
+    }
 
-        let embedding = take(&[-1, dim]); // [vocab, dim]
+    /// What the head reads, after the last norm, `[rows, dim]`, and the head, `[vocab, dim]`; for `tokens` as in [`Self::logits`].
+    fn hidden(&self, tokens: &Tensor) -> (Tensor, Tensor) {
+        let c = &self.config;
+        let (seq, dim) = (tokens.size()[1], c.dim as i64);
+        // One split: its backward is one concatenation into the flat gradient, instead of a full-length tensor for every view.
+        let mut parts = Parts(self.flat.split_with_sizes(&self.pieces, 0).into_iter());
+        let embedding = parts.matrix(dim); // [vocab, dim]
         let head = if c.tied_embeddings {
             embedding.shallow_clone()
         } else {
-            take(&[-1, dim])
+            parts.matrix(dim)
         }; // [vocab, dim]
-        let norms: Vec<Tensor> = (0..=2 * c.layers).map(|_| take(&[dim])).collect();
-        let (cos, sin) = (self.cos.narrow(0, 0, seq), self.sin.narrow(0, 0, seq)); // [seq, 1, hd]
-
         let mut x = Tensor::embedding(&embedding, &tokens.reshape([-1]), -1, false, false); // [rows, dim]
-        for layer in 0..c.layers {
-            let (w_qkv, w_o) = (take(&[-1, dim]), take(&[dim, dim]));
-            let (w_gate_up, w_down) = (take(&[2 * ffn, dim]), take(&[dim, ffn]));
-            let qkv = self.rms_norm(&x, &norms[2 * layer]).matmul(&w_qkv.tr()); // [rows, (heads + 2 kv_heads) hd]
-            let mixed = self.attention(&qkv.view([batch, seq, -1, c.head_dim() as i64]), &cos, &sin); // [rows, dim]
-            x = &x + mixed.matmul(&w_o.tr()); // [rows, dim]
-            let gate_up = self
-                .rms_norm(&x, &norms[2 * layer + 1])
-                .matmul(&w_gate_up.tr())
-                .chunk(2, -1); // 2 x [rows, ffn]
-            x = &x + (gate_up[0].silu() * &gate_up[1]).matmul(&w_down.tr()); // [rows, dim]
+        if self.rope.is_none() {
+            let positions = parts.matrix(dim).narrow(0, 0, seq); // [seq, dim]
+            x = (x.view([-1, seq, dim]) + positions).view([-1, dim]);
         }
-        let x = self.rms_norm(&x, &norms[2 * c.layers]);
-        x.matmul(&head.tr()).view([batch, seq, -1]) // [batch, seq, vocab]
+        let vectors: Vec<Vectors> = (0..c.layers).map(|_| parts.vectors(c.family)).collect();
+        let last_norm = parts.norm(c.family);
+        for vectors in &vectors {
+            let (w_qkv, w_o) = (parts.matrix(dim), parts.matrix(c.q_dim() as i64));
+            let qkv = linear(&self.norm(&x, &vectors.attention_norm), &w_qkv, &vectors.qkv_bias); // [rows, (heads + 2 kv_heads) hd]
+            let mixed = self.attention(
+                &qkv.view([-1, seq, qkv.size()[1] / c.head_dim() as i64, c.head_dim() as i64]),
+                vectors,
+            );
+            x = &x + linear(&mixed, &w_o, &vectors.o_bias); // [rows, dim]
+            let (w_up, w_down) = (parts.matrix(dim), parts.matrix(c.ffn as i64)); // gate and up together where there is a gate
+            let up = linear(&self.norm(&x, &vectors.mlp_norm), &w_up, &vectors.up_bias); // [rows, ffn], or twice that
+            x = &x + linear(&self.activation(&up), &w_down, &vectors.down_bias); // [rows, dim]
+        }
+        (self.norm(&x, &last_norm), head)
     }
 
-    /// Causal grouped-query attention over `qkv` `[batch, seq, heads + 2 kv_heads, hd]`; returns `[rows, dim]`.
-    fn attention(&self, qkv: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    /// Causal grouped-query attention over `qkv` `[batch, seq, heads + 2 kv_heads, hd]`; returns `[rows, heads * hd]`.
+    fn attention(&self, qkv: &Tensor, vectors: &Vectors) -> Tensor {
         let (heads, kv_heads) = (self.config.heads as i64, self.config.kv_heads as i64);
         let parts = qkv.split_with_sizes([heads + kv_heads, kv_heads], 2);
-        let turned = rotate(&parts[0], cos, sin).split_with_sizes([heads, kv_heads], 2);
+        let mut qk = parts[0].shallow_clone(); // [batch, seq, heads + kv_heads, hd]
+        if let Some([q_norm, k_norm]) = &vectors.qk_norm {
+            let split = qk.split_with_sizes([heads, kv_heads], 2);
+            qk = Tensor::cat(&[self.rms_norm(&split[0], q_norm), self.rms_norm(&split[1], k_norm)], 2);
+        }
+        if let Some(rope) = &self.rope {
+            qk = rope.turn(&qk);
+        }
+        let qk = qk.split_with_sizes([heads, kv_heads], 2);
         let by_head = |t: &Tensor| t.transpose(1, 2); // [batch, heads, seq, hd]
-        let (q, k, v) = (by_head(&turned[0]), by_head(&turned[1]), by_head(&parts[1]));
+        let (q, k, v) = (by_head(&qk[0]), by_head(&qk[1]), by_head(&parts[1]));
         let shared = kv_heads != heads;
         let y = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, true, None, shared);
-        y.transpose(1, 2).reshape([-1, self.config.dim as i64]) // [rows, dim]
+        y.transpose(1, 2).reshape([-1, self.config.q_dim() as i64]) // [rows, heads * hd]
+    }
+
+    /// What lies between the feed-forward's matrices: `silu(gate) * up` of `[rows, 2 * ffn]`, or GELU of `[rows, ffn]`; returns `[rows, ffn]`.
+    fn activation(&self, up: &Tensor) -> Tensor {
+        if !self.config.family.has_gate() {
+            return up.gelu("tanh");
+        }
+        let gate_up = up.chunk(2, -1); // 2 x [rows, ffn]
+        gate_up[0].silu() * &gate_up[1]
+    }
+
+    /// The family's norm over the last axis: RMSNorm, or LayerNorm where there is a bias.
+    fn norm(&self, x: &Tensor, norm: &Norm) -> Tensor {
+        match &norm.bias {
+            None => self.rms_norm(x, &norm.weight),
+            Some(bias) => x.layer_norm(
+                norm.weight.size(),
+                Some(&norm.weight),
+                Some(bias),
+                self.config.norm_eps,
+                true,
+            ),
+        }
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
-        x.rms_norm([self.config.dim as i64], Some(weight), self.config.norm_eps)
+        x.rms_norm(weight.size(), Some(weight), self.config.norm_eps)
     }
 }
 
-/// Rotary embedding of `x` `[batch, seq, heads, hd]`: pairs (i, i + hd/2) turn by position times the pair's frequency. Swapping the halves and
-/// taking the sign from the table is one fused multiply-add instead of a negation, a concatenation and two products.
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let half = x.size()[3] / 2;
-    let swapped = x.roll([half], [-1]);
-    (x * cos).addcmul(&swapped, sin)
+/// `x W^T`, plus the bias where there is one.
+fn linear(x: &Tensor, weight: &Tensor, bias: &Option<Tensor>) -> Tensor {
+    match bias {
+        None => x.matmul(&weight.tr()),
+        Some(bias) => bias.addmm(x, &weight.tr()),
+    }
 }
 
-/// RoPE's tables, computed in double precision: `(cos, sin)`, each `[max_seq_len, 1, hd]`, the first half of the sines negated.
-fn rope_tables(config: &ModelConfig, device: Device) -> (Tensor, Tensor) {
-    let (seq, hd) = (config.max_seq_len, config.head_dim());
-    let mut cos = Vec::with_capacity(seq * hd);
-    let mut sin = Vec::with_capacity(seq * hd);
-    for position in 0..seq {
-        for i in 0..hd {
-            let pair = i % (hd / 2);
-            let angle = position as f64 * config.rope_theta.powf(-2.0 * pair as f64 / hd as f64);
-            cos.push(angle.cos() as f32);
-            sin.push(if i < hd / 2 {
-                -angle.sin() as f32
-            } else {
-                angle.sin() as f32
-            });
+/// A norm's parameters, `[dim]` each.
+struct Norm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+/// The norms and biases of one block, as far as its family has them.
+struct Vectors {
+    attention_norm: Norm,
+    mlp_norm: Norm,
+    /// Norms of each head's query and key, `[hd]`.
+    qk_norm: Option<[Tensor; 2]>,
+    /// `[(heads + 2 kv_heads) hd]`.
+    qkv_bias: Option<Tensor>,
+    o_bias: Option<Tensor>,
+    up_bias: Option<Tensor>,
+    down_bias: Option<Tensor>,
+}
+
+/// The pieces of the flat vector, handed out in its order.
+struct Parts(std::vec::IntoIter<Tensor>);
+
+impl Parts {
+    /// The next piece, whatever its length.
+    fn vector(&mut self) -> Tensor {
+        self.0
+            .next()
+            .unwrap_or_else(|| unreachable!("pieces() names every part"))
+    }
+
+    /// The next piece as a matrix of `columns`.
+    fn matrix(&mut self, columns: i64) -> Tensor {
+        self.vector().view([-1, columns])
+    }
+
+    fn norm(&mut self, family: Family) -> Norm {
+        Norm {
+            weight: self.vector(),
+            bias: family.has_biases_everywhere().then(|| self.vector()),
         }
     }
-    let shape = [seq as i64, 1, hd as i64];
-    let table = |values: &[f32]| Tensor::from_slice(values).view(shape).to_device(device);
-    (table(&cos), table(&sin))
+
+    /// One block's, in the order of the layout's `block_vectors`.
+    fn vectors(&mut self, family: Family) -> Vectors {
+        let everywhere = family.has_biases_everywhere();
+        Vectors {
+            attention_norm: self.norm(family),
+            mlp_norm: self.norm(family),
+            qk_norm: family.has_qk_norm().then(|| [self.vector(), self.vector()]),
+            qkv_bias: family.has_qkv_bias().then(|| self.vector()),
+            o_bias: everywhere.then(|| self.vector()),
+            up_bias: everywhere.then(|| self.vector()),
+            down_bias: everywhere.then(|| self.vector()),
+        }
+    }
 }
 
-/// Lengths of the consecutive pieces of the flat vector as the forward pass takes them: embedding, untied head, each norm, then of each
-/// block q|k|v together, o, gate|up together, down.
-fn pieces(config: &ModelConfig) -> Vec<i64> {
-    let (dim, kv, ffn) = (config.dim, config.kv_dim(), config.ffn);
-    let mut lengths = vec![config.vocab_size * dim; if config.tied_embeddings { 1 } else { 2 }];
-    lengths.extend(std::iter::repeat_n(dim, 2 * config.layers + 1));
-    for _ in 0..config.layers {
-        lengths.extend([(dim + 2 * kv) * dim, dim * dim, 2 * ffn * dim, dim * ffn]);
+/// Lengths of the consecutive pieces of the flat vector as the forward pass takes them: every tensor of the layout, but q|k|v together, their
+/// biases too, and gate|up.
+fn pieces(layout: &Layout) -> Vec<i64> {
+    let mut lengths: Vec<i64> = Vec::with_capacity(layout.entries.len());
+    let mut before = "";
+    for entry in &layout.entries {
+        let joins = entry.name.contains(".k_proj.")
+            || entry.name.contains(".v_proj.")
+            || (entry.name.contains(".up_proj.") && before.contains(".gate_proj."));
+        match lengths.last_mut().filter(|_| joins) {
+            Some(last) => *last += entry.len as i64,
+            None => lengths.push(entry.len as i64),
+        }
+        before = &entry.name;
     }
-    lengths.into_iter().map(|length| length as i64).collect()
+    lengths
 }

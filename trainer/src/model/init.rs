@@ -15,14 +15,15 @@ const STD: f64 = 0.02;
 /// Sum of four 16-bit uniforms at its middle.
 const CENTRE: i32 = 2 * 65_535;
 
-/// The initial flat parameters, `param_count` long: norms are one; weights have deviation .02, those that write into the residual stream
+/// The initial flat parameters, `param_count` long: norms are one, biases zero; weights have deviation .02, those that write into the residual stream
 /// (`o_proj`, `down_proj`) `.02 / sqrt(2 * layers)`, which keeps the stream's variance independent of depth (GPT-2, section 2.3).
 pub fn init_flat(config: &ModelConfig, seed: u64) -> Vec<f32> {
     let layout = Layout::new(config);
     let mut flat = Vec::with_capacity(layout.total);
     for entry in &layout.entries {
         if entry.shape.len() == 1 {
-            flat.resize(flat.len() + entry.len, 1.0);
+            let start = if entry.name.ends_with(".bias") { 0.0 } else { 1.0 };
+            flat.resize(flat.len() + entry.len, start);
         } else {
             fill(&mut flat, entry, seed, deviation(config, &entry.name));
         }

@@ -4,13 +4,14 @@
 //! what is used together side by side:
 //!
 //! ```text
-//! embed_tokens [vocab, dim] | lm_head [vocab, dim] unless tied        AdamW, with weight decay
-//! norms: every block's two, then the final one, [dim] each            AdamW, without
-//! block 0: q k v o gate up down | block 1: ... | ...                  Muon
+//! embed_tokens [vocab, dim] | lm_head [vocab, dim] unless tied | embed_positions [max_seq_len, dim] of GPT-2      AdamW, with weight decay
+//! norms and biases: every block's, then the final norm                                                        AdamW, without
+//! block 0: q k v o gate up down | block 1: ... | ...                                                          Muon
 //! ```
 //!
-//! q, k, v are adjacent, so one product with `[q_rows + 2 kv_rows, dim]` makes all three; gate and up likewise. Blocks have equal length, so
-//! the same matrix of every block is one strided view. Names are those of Hugging Face's Llama.
+//! q, k, v are adjacent, so one product with `[q_rows + 2 kv_rows, dim]` makes all three; their biases and gate and up likewise. Blocks have
+//! equal length, so the same matrix of every block is one strided view. Names are those of Hugging Face's Llama and Qwen, for GPT-2 too, whose
+//! own names (and transposed matrices) are a matter of its files alone.
 
 use std::ops::Range;
 
@@ -21,7 +22,7 @@ use crate::config::ModelConfig;
 pub struct Entry {
     /// Hugging Face name (`model.layers.0.self_attn.q_proj.weight`).
     pub name: String,
-    /// `[rows, columns]` of a matrix, which maps `columns` inputs to `rows` outputs, or `[dim]` of a norm.
+    /// `[rows, columns]` of a matrix, which maps `columns` inputs to `rows` outputs, or `[len]` of a norm or bias.
     pub shape: Vec<usize>,
     /// First element, counted in elements.
     pub offset: usize,
@@ -36,9 +37,9 @@ pub struct Layout {
     pub entries: Vec<Entry>,
     /// Elements in all.
     pub total: usize,
-    /// The elements of embedding and untied head.
+    /// The elements of the embeddings and the untied head.
     pub embeddings: Range<usize>,
-    /// The elements of all norms.
+    /// The elements of all norms and biases.
     pub norms: Range<usize>,
     /// The elements of the blocks' matrices.
     pub matrices: Range<usize>,
@@ -62,12 +63,19 @@ impl Layout {
         if !config.tied_embeddings {
             layout.push("lm_head.weight".to_owned(), &[vocab, dim]);
         }
+        if !config.family.has_rope() {
+            layout.push("model.embed_positions.weight".to_owned(), &[config.max_seq_len, dim]);
+        }
         layout.embeddings = 0..layout.total;
         for layer in 0..config.layers {
-            layout.push(format!("model.layers.{layer}.input_layernorm.weight"), &[dim]);
-            layout.push(format!("model.layers.{layer}.post_attention_layernorm.weight"), &[dim]);
+            for (name, len) in block_vectors(config) {
+                layout.push(format!("model.layers.{layer}.{name}"), &[len]);
+            }
         }
         layout.push("model.norm.weight".to_owned(), &[dim]);
+        if config.family.has_biases_everywhere() {
+            layout.push("model.norm.bias".to_owned(), &[dim]);
+        }
         layout.norms = layout.embeddings.end..layout.total;
         for layer in 0..config.layers {
             for (name, shape) in block_matrices(config) {
@@ -97,42 +105,82 @@ impl Layout {
 }
 
 /// The matrices of one block in flat order: name within the block, `[rows, columns]`.
-pub fn block_matrices(config: &ModelConfig) -> [(&'static str, [usize; 2]); 7] {
-    let (dim, kv, ffn) = (config.dim, config.kv_dim(), config.ffn);
-    [
-        ("self_attn.q_proj", [dim, dim]),
+pub fn block_matrices(config: &ModelConfig) -> Vec<(&'static str, [usize; 2])> {
+    let (dim, q, kv, ffn) = (config.dim, config.q_dim(), config.kv_dim(), config.ffn);
+    let mut matrices = vec![
+        ("self_attn.q_proj", [q, dim]),
         ("self_attn.k_proj", [kv, dim]),
         ("self_attn.v_proj", [kv, dim]),
-        ("self_attn.o_proj", [dim, dim]),
-        ("mlp.gate_proj", [ffn, dim]),
-        ("mlp.up_proj", [ffn, dim]),
-        ("mlp.down_proj", [dim, ffn]),
-    ]
+        ("self_attn.o_proj", [dim, q]),
+    ];
+    if config.family.has_gate() {
+        matrices.push(("mlp.gate_proj", [ffn, dim]));
+    }
+    matrices.extend([("mlp.up_proj", [ffn, dim]), ("mlp.down_proj", [dim, ffn])]);
+    matrices
 }
+
+/// The norms and biases of one block in flat order: name within the block, length.
+pub(crate) fn block_vectors(config: &ModelConfig) -> Vec<(&'static str, usize)> {
+    let (dim, family) = (config.dim, config.family);
+    let mut vectors = Vec::new();
+    for norm in NORMS {
+        vectors.push((norm[0], dim));
+        if family.has_biases_everywhere() {
+            vectors.push((norm[1], dim));
+        }
+    }
+    if family.has_qk_norm() {
+        vectors.push(("self_attn.q_norm.weight", config.head_dim()));
+        vectors.push(("self_attn.k_norm.weight", config.head_dim()));
+    }
+    if family.has_qkv_bias() {
+        vectors.push(("self_attn.q_proj.bias", config.q_dim()));
+        vectors.push(("self_attn.k_proj.bias", config.kv_dim()));
+        vectors.push(("self_attn.v_proj.bias", config.kv_dim()));
+    }
+    if family.has_biases_everywhere() {
+        vectors.push(("self_attn.o_proj.bias", dim));
+        vectors.push(("mlp.up_proj.bias", config.ffn));
+        vectors.push(("mlp.down_proj.bias", dim));
+    }
+    vectors
+}
+
+/// A block's two norms, weight and bias: before attention, before the feed-forward.
+const NORMS: [[&str; 2]; 2] = [
+    ["input_layernorm.weight", "input_layernorm.bias"],
+    ["post_attention_layernorm.weight", "post_attention_layernorm.bias"],
+];
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::Family;
 
     #[test]
     fn entries_tile_the_flat_vector_in_order() {
-        for tied_embeddings in [true, false] {
-            let config = ModelConfig {
-                tied_embeddings,
-                kv_heads: 2,
-                ..ModelConfig::demo()
-            };
-            let layout = Layout::new(&config);
-            let mut next = 0;
-            for entry in &layout.entries {
-                assert_eq!(entry.offset, next, "{}", entry.name);
-                assert_eq!(entry.len, entry.shape.iter().product::<usize>());
-                next += entry.len;
+        for family in [Family::Llama, Family::Qwen2, Family::Qwen3, Family::Gpt2] {
+            for tied_embeddings in [true, false] {
+                let config = ModelConfig {
+                    family,
+                    tied_embeddings,
+                    kv_heads: if family.has_rope() { 2 } else { 4 },
+                    head_dim: family.has_qk_norm().then_some(48),
+                    ..ModelConfig::demo()
+                };
+                let layout = Layout::new(&config);
+                let mut next = 0;
+                for entry in &layout.entries {
+                    assert_eq!(entry.offset, next, "{}", entry.name);
+                    assert_eq!(entry.len, entry.shape.iter().product::<usize>());
+                    next += entry.len;
+                }
+                assert_eq!(next, config.param_count());
+                assert_eq!(layout.matrices.len(), config.layers * layout.block_len);
+                assert_eq!(layout.get("lm_head.weight").is_some(), !tied_embeddings);
             }
-            assert_eq!(next, config.param_count());
-            assert_eq!(layout.matrices.len(), config.layers * layout.block_len);
-            assert_eq!(layout.get("lm_head.weight").is_some(), !tied_embeddings);
         }
     }
 
