@@ -17,11 +17,22 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::model::Layout;
+use crate::model::{Entry, Layout};
 
+mod archive;
+mod encoding;
 mod export;
+pub mod gguf;
+mod gguf_config;
+mod hf_config;
+mod import;
+mod parts;
+mod safetensors_file;
 
+pub use archive::ImportError;
 pub use export::{ExportError, export_hf};
+pub use hf_config::{HfConfigError, hf_config, read_hf_config};
+pub use import::{Imported, folder_config, import, import_folder, import_gguf};
 
 /// Why bytes are not a snapshot of this model, or a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -74,14 +85,14 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> CheckpointError + '_ {
     }
 }
 
-/// Length and header of a safetensors file with this layout; `metadata` is JSON to put first, or empty for the canonical header.
-fn header(layout: &Layout, metadata: &str) -> Vec<u8> {
-    let mut fields: Vec<String> = Vec::with_capacity(layout.entries.len() + 1);
+/// Length and header of a safetensors file of these tensors; `metadata` is JSON to put first, or empty for the canonical header.
+fn header(entries: &[Entry], metadata: &str) -> Vec<u8> {
+    let mut fields: Vec<String> = Vec::with_capacity(entries.len() + 1);
     if !metadata.is_empty() {
         fields.push(format!("\"__metadata__\":{metadata}"));
     }
     // Names hold letters, digits, dots and underscores only, so they need no escapes.
-    fields.extend(layout.entries.iter().map(|entry| {
+    fields.extend(entries.iter().map(|entry| {
         let shape: Vec<String> = entry.shape.iter().map(usize::to_string).collect();
         let (start, end) = (4 * entry.offset, 4 * (entry.offset + entry.len));
         let (name, shape) = (&entry.name, shape.join(","));
@@ -96,7 +107,7 @@ fn header(layout: &Layout, metadata: &str) -> Vec<u8> {
 
 /// Bytes of every snapshot with this layout.
 pub fn snapshot_len(layout: &Layout) -> u64 {
-    header(layout, "").len() as u64 + 4 * layout.total as u64
+    header(&layout.entries, "").len() as u64 + 4 * layout.total as u64
 }
 
 /// Passes the little-endian bytes of `values` to `sink` in pieces of 64 KiB, so that nothing large is copied.
@@ -124,7 +135,7 @@ pub(crate) fn hash_floats(hasher: &mut blake3::Hasher, values: &[f32]) {
 /// The snapshot's bytes. `theta` is flat, in the layout's order and of its length.
 pub fn to_safetensors(layout: &Layout, theta: &[f32]) -> Vec<u8> {
     debug_assert_eq!(theta.len(), layout.total);
-    let mut bytes = header(layout, "");
+    let mut bytes = header(&layout.entries, "");
     bytes.reserve_exact(4 * theta.len());
     bytes.extend(theta.iter().flat_map(|value| value.to_le_bytes()));
     bytes
@@ -135,7 +146,7 @@ pub fn to_safetensors(layout: &Layout, theta: &[f32]) -> Vec<u8> {
 /// # Errors
 /// Bytes that are not exactly what [`to_safetensors`] writes for some finite parameters.
 pub fn from_safetensors(layout: &Layout, bytes: &[u8]) -> Result<Vec<f32>, CheckpointError> {
-    let header = header(layout, "");
+    let header = header(&layout.entries, "");
     let expected = header.len() as u64 + 4 * layout.total as u64;
     if bytes.len() as u64 != expected {
         return Err(CheckpointError::Length {
@@ -179,7 +190,7 @@ fn check_finite(layout: &Layout, theta: &[f32]) -> Result<(), CheckpointError> {
 pub fn model_root(layout: &Layout, theta: &[f32]) -> [u8; 32] {
     debug_assert_eq!(theta.len(), layout.total);
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&header(layout, ""));
+    hasher.update(&header(&layout.entries, ""));
     hash_floats(&mut hasher, theta);
     *hasher.finalize().as_bytes()
 }
@@ -189,7 +200,7 @@ pub fn model_root(layout: &Layout, theta: &[f32]) -> [u8; 32] {
 /// # Errors
 /// Whatever the file system says; `path` is then as it was.
 pub fn save(path: &Path, layout: &Layout, theta: &[f32]) -> Result<(), CheckpointError> {
-    write_atomically(path, &header(layout, ""), theta)
+    write_atomically(path, &header(&layout.entries, ""), theta)
 }
 
 /// Reads the snapshot at `path`, as strictly as [`from_safetensors`]; a file of the wrong length is not read at all.
@@ -296,7 +307,7 @@ mod tests {
     fn nothing_but_the_canonical_bytes_is_read() {
         let (layout, theta) = small();
         let bytes = to_safetensors(&layout, &theta);
-        let head = header(&layout, "").len();
+        let head = header(&layout.entries, "").len();
         assert!(matches!(
             from_safetensors(&layout, &bytes[..head]),
             Err(CheckpointError::Length { .. })

@@ -26,6 +26,7 @@ mod rope;
 pub use init::init_flat;
 pub use layout::{Entry, Layout, block_matrices};
 use rope::Rope;
+pub(crate) use rope::frequencies;
 
 /// Why a model could not be made or filled.
 #[derive(Debug, thiserror::Error)]

@@ -1,20 +1,23 @@
 //! A folder that Hugging Face's `transformers` loads: `AutoModelForCausalLM.from_pretrained(folder)`.
 //!
-//! The layout already carries Llama's names and shapes, so the weights are the snapshot's data under a header with the metadata
-//! `{"format":"pt"}` that `transformers` asks for. A tied head is left out and `tie_word_embeddings` is true.
+//! The layout already carries the Llama family's names and shapes, so there the weights are the snapshot's data under a header with the metadata
+//! `{"format":"pt"}` that `transformers` asks for; GPT-2's are renamed, joined and transposed ([`super::parts`]). A tied head is left out and
+//! `tie_word_embeddings` is true.
 //!
 //! Tokenizers: for bytes, a `tokenizer.json` is written whose ids are the bytes themselves (byte-level BPE without merges), so
 //! `AutoTokenizer.from_pretrained(folder)` works too. For GPT-2's, load `AutoTokenizer.from_pretrained("openai-community/gpt2")`; its
 //! 50257 ids are those the model was trained on, and `tokenizer_config.json` is not written.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use datasets::TokenizerKind;
 use serde_json::{Map, Value, json};
 
-use super::{CheckpointError, at, header, write_atomically};
+use super::parts::{Change, Part, hf_parts, turned_back};
+use super::{CheckpointError, at, header, hf_config, write_atomically};
 use crate::config::ModelConfig;
-use crate::model::Layout;
+use crate::model::{Entry, Layout};
 
 /// Why a folder could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +54,7 @@ pub fn export_hf(
         });
     }
     std::fs::create_dir_all(folder).map_err(at(folder))?;
-    write_json(folder, "config.json", &model_json(config))?;
+    write_json(folder, "config.json", &hf_config(config))?;
     write_json(
         folder,
         "generation_config.json",
@@ -62,11 +65,9 @@ pub fn export_hf(
         let reader = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
         write_json(folder, "tokenizer_config.json", &reader)?;
     }
-    write_atomically(
-        &folder.join("model.safetensors"),
-        &header(layout, r#"{"format":"pt"}"#),
-        theta,
-    )?;
+    let (entries, values) = file_order(config, layout, theta);
+    let head = header(&entries, r#"{"format":"pt"}"#);
+    write_atomically(&folder.join("model.safetensors"), &head, &values)?;
     Ok(())
 }
 
@@ -74,31 +75,24 @@ fn write_json(folder: &Path, name: &str, value: &Value) -> Result<(), Checkpoint
     write_atomically(&folder.join(name), format!("{value:#}\n").as_bytes(), &[])
 }
 
-/// The configuration as `LlamaConfig` reads it; `rope_theta` in the place of version 4 and in that of version 5.
-fn model_json(config: &ModelConfig) -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim(),
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "hidden_act": "silu",
-        "attention_bias": false,
-        "mlp_bias": false,
-        "tie_word_embeddings": config.tied_embeddings,
-        "bos_token_id": null,
-        "eos_token_id": null,
-        "pad_token_id": null,
-        "torch_dtype": "float32",
-    })
+/// Names and shapes of the file's tensors, one after the other, and their values in that order; borrowed where the file is the layout.
+fn file_order<'a>(config: &ModelConfig, layout: &Layout, theta: &'a [f32]) -> (Vec<Entry>, Cow<'a, [f32]>) {
+    let parts = hf_parts(config, layout);
+    let entry = |part: &Part| Entry {
+        name: part.name.clone(),
+        shape: part.shape.clone(),
+        offset: part.range.start,
+        len: part.range.len(),
+    };
+    let entries = parts.iter().map(entry).collect();
+    if parts.iter().all(|part| part.change == Change::AsIs) {
+        return (entries, Cow::Borrowed(theta));
+    }
+    let mut values = Vec::with_capacity(theta.len());
+    for part in &parts {
+        values.extend(turned_back(part, &theta[part.range.clone()]));
+    }
+    (entries, Cow::Owned(values))
 }
 
 /// Byte-level BPE without merges: every byte is its own token, and its id is its value.
