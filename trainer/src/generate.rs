@@ -1,12 +1,12 @@
 //! Text from the model: one token at a time, each drawn from the scores of the last place.
 //!
-//! The whole window is read again for every token (no cache of keys and values): simple, and quick enough for the samples of a small
-//! model. The draws come from BLAKE3 over the seed, so a seed gives the same text on one machine at fixed threads.
+//! Keys and values of what was read are kept, so a further token costs one token. Past `max_seq_len` the window slides, every place moves,
+//! and it is read again for each token. The draws come from BLAKE3 over the seed, so a seed gives the same text on one machine at fixed threads.
 
 use tch::Tensor;
 
 use crate::local::token_tensor;
-use crate::model::{Model, ModelError, host};
+use crate::model::{Cache, Model, ModelError, host};
 
 /// How to draw.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,12 +84,12 @@ pub fn generate(
         .update(b"murmur/generate/1\0")
         .update(&options.seed.to_le_bytes())
         .finalize_xof();
-    let mut tokens = prompt.to_vec();
+    let (mut tokens, mut cache) = (prompt.to_vec(), Cache::default());
     for _ in 0..options.max_tokens {
         let mut eight = [0; 8];
         draws.fill(&mut eight);
         let uniform = (u64::from_le_bytes(eight) >> 11) as f64 / (1_u64 << 53) as f64;
-        let token = draw(&next_scores(model, &tokens), options, uniform)?;
+        let token = draw(&next_scores(model, &tokens, &mut cache), options, uniform)?;
         tokens.push(token);
         on_token(token);
     }
@@ -121,13 +121,17 @@ fn check(model: &Model, prompt: &[u32], options: &GenerateOptions) -> Result<(),
     Ok(())
 }
 
-/// The scores of the token after `tokens`, `vocab_size` of them, reading at most the last `max_seq_len`.
-fn next_scores(model: &Model, tokens: &[u32]) -> Vec<f32> {
-    let window = tokens[tokens.len().saturating_sub(model.config().max_seq_len)..].to_vec();
-    let columns = window.len();
-    let input: Tensor = token_tensor(&[window], columns, model.device());
-    let scores = tch::no_grad(|| model.logits(&input)).select(1, -1).contiguous(); // [1, vocab]
-    host::to_vec(&scores)
+/// The scores of the token after `tokens`, `vocab_size` of them, reading at most the last `max_seq_len`. `cache` holds what the call before
+/// has read.
+fn next_scores(model: &Model, tokens: &[u32], cache: &mut Cache) -> Vec<f32> {
+    let first = tokens.len().saturating_sub(model.config().max_seq_len);
+    if first > 0 {
+        *cache = Cache::default();
+    }
+    let news = tokens[first + cache.places()..].to_vec();
+    let columns = news.len();
+    let input: Tensor = token_tensor(&[news], columns, model.device()); // [1, columns]
+    host::to_vec(&tch::no_grad(|| model.next_scores(&input, cache)))
 }
 
 /// Draws a token from `scores` by a uniform number in `[0, 1)`.

@@ -150,14 +150,26 @@ impl Model {
     /// Scores of the next token at every place, `[batch, seq, vocab]`, for `tokens` `[batch, seq]` (i64, below `vocab_size`, `seq` at most
     /// `max_seq_len`).
     pub fn logits(&self, tokens: &Tensor) -> Tensor {
-        let (x, head) = self.hidden(tokens); // [rows, dim], [vocab, dim]
+        let (x, head) = self.hidden(tokens, None); // [rows, dim], [vocab, dim]
         x.matmul(&head.tr()).view([tokens.size()[0], tokens.size()[1], -1]) // [batch, seq, vocab]
     }
 
-    /// What the head reads, after the last norm, `[rows, dim]`, and the head, `[vocab, dim]`; for `tokens` as in [`Self::logits`].
-    fn hidden(&self, tokens: &Tensor) -> (Tensor, Tensor) {
+    /// Scores of the token after the last of `tokens` `[1, seq]`, `[vocab]`, where `cache` holds the places before them. Without any, `seq`
+    /// may be anything; with some, one. All places together are at most `max_seq_len`.
+    pub(crate) fn next_scores(&self, tokens: &Tensor, cache: &mut Cache) -> Tensor {
+        debug_assert!(cache.places == 0 || tokens.size()[1] == 1);
+        let (x, head) = self.hidden(tokens, Some(&mut *cache));
+        cache.places += tokens.size()[1];
+        head.mv(&x.select(0, -1))
+    }
+
+    /// What the head reads, after the last norm, `[rows, dim]`, and the head, `[vocab, dim]`; for `tokens` as in [`Self::logits`], or those
+    /// behind the places that `cache` holds, which it then holds too.
+    fn hidden(&self, tokens: &Tensor, mut cache: Option<&mut Cache>) -> (Tensor, Tensor) {
         let c = &self.config;
+        let start = cache.as_ref().map_or(0, |cache| cache.places);
         let (seq, dim) = (tokens.size()[1], c.dim as i64);
+        let heads = (c.heads + 2 * c.kv_heads) as i64;
         // One split: its backward is one concatenation into the flat gradient, instead of a full-length tensor for every view.
         let mut parts = Parts(self.flat.split_with_sizes(&self.pieces, 0).into_iter());
         let embedding = parts.matrix(dim); // [vocab, dim]
@@ -168,18 +180,16 @@ impl Model {
         }; // [vocab, dim]
         let mut x = Tensor::embedding(&embedding, &tokens.reshape([-1]), -1, false, false); // [rows, dim]
         if self.rope.is_none() {
-            let positions = parts.matrix(dim).narrow(0, 0, seq); // [seq, dim]
+            let positions = parts.matrix(dim).narrow(0, start, seq); // [seq, dim]
             x = (x.view([-1, seq, dim]) + positions).view([-1, dim]);
         }
         let vectors: Vec<Vectors> = (0..c.layers).map(|_| parts.vectors(c.family)).collect();
         let last_norm = parts.norm(c.family);
-        for vectors in &vectors {
+        for (block, vectors) in vectors.iter().enumerate() {
             let (w_qkv, w_o) = (parts.matrix(dim), parts.matrix(c.q_dim() as i64));
             let qkv = linear(&self.norm(&x, &vectors.attention_norm), &w_qkv, &vectors.qkv_bias); // [rows, (heads + 2 kv_heads) hd]
-            let mixed = self.attention(
-                &qkv.view([-1, seq, qkv.size()[1] / c.head_dim() as i64, c.head_dim() as i64]),
-                vectors,
-            );
+            let past = cache.as_mut().map(|cache| cache.block(block));
+            let mixed = self.attention(&qkv.view([-1, seq, heads, c.head_dim() as i64]), vectors, start, past);
             x = &x + linear(&mixed, &w_o, &vectors.o_bias); // [rows, dim]
             let (w_up, w_down) = (parts.matrix(dim), parts.matrix(c.ffn as i64)); // gate and up together where there is a gate
             let up = linear(&self.norm(&x, &vectors.mlp_norm), &w_up, &vectors.up_bias); // [rows, ffn], or twice that
@@ -188,8 +198,9 @@ impl Model {
         (self.norm(&x, &last_norm), head)
     }
 
-    /// Causal grouped-query attention over `qkv` `[batch, seq, heads + 2 kv_heads, hd]`; returns `[rows, heads * hd]`.
-    fn attention(&self, qkv: &Tensor, vectors: &Vectors) -> Tensor {
+    /// Causal grouped-query attention over `qkv` `[batch, seq, heads + 2 kv_heads, hd]` of the places from `start` on, and over those before,
+    /// which are in `past`; returns `[rows, heads * hd]`.
+    fn attention(&self, qkv: &Tensor, vectors: &Vectors, start: i64, past: Option<&mut Past>) -> Tensor {
         let (heads, kv_heads) = (self.config.heads as i64, self.config.kv_heads as i64);
         let parts = qkv.split_with_sizes([heads + kv_heads, kv_heads], 2);
         let mut qk = parts[0].shallow_clone(); // [batch, seq, heads + kv_heads, hd]
@@ -198,13 +209,17 @@ impl Model {
             qk = Tensor::cat(&[self.rms_norm(&split[0], q_norm), self.rms_norm(&split[1], k_norm)], 2);
         }
         if let Some(rope) = &self.rope {
-            qk = rope.turn(&qk);
+            qk = rope.turn(&qk, start);
         }
         let qk = qk.split_with_sizes([heads, kv_heads], 2);
         let by_head = |t: &Tensor| t.transpose(1, 2); // [batch, heads, seq, hd]
-        let (q, k, v) = (by_head(&qk[0]), by_head(&qk[1]), by_head(&parts[1]));
-        let shared = kv_heads != heads;
-        let y = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, true, None, shared);
+        let (q, mut k, mut v) = (by_head(&qk[0]), by_head(&qk[1]), by_head(&parts[1]));
+        if let Some(past) = past {
+            (k, v) = past.with(&k, &v);
+        }
+        // A single token behind others sees all of them: there is nothing to mask.
+        let (causal, shared) = (start == 0, kv_heads != heads);
+        let y = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, shared);
         y.transpose(1, 2).reshape([-1, self.config.q_dim() as i64]) // [rows, heads * hd]
     }
 
@@ -234,6 +249,42 @@ impl Model {
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
         x.rms_norm(weight.size(), Some(weight), self.config.norm_eps)
+    }
+}
+
+/// What was read so far, so that the next token need not read it again.
+#[derive(Default)]
+pub(crate) struct Cache {
+    places: i64,
+    blocks: Vec<Past>,
+}
+
+impl Cache {
+    /// Places that it holds.
+    pub(crate) fn places(&self) -> usize {
+        self.places as usize
+    }
+
+    fn block(&mut self, block: usize) -> &mut Past {
+        if block == self.blocks.len() {
+            self.blocks.push(Past(None));
+        }
+        &mut self.blocks[block]
+    }
+}
+
+/// Keys, turned, and values of the places before, in one block: `[1, kv_heads, places, hd]` each.
+struct Past(Option<(Tensor, Tensor)>);
+
+impl Past {
+    /// All keys and values up to now, with those of the new places.
+    fn with(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let (k, v) = match &self.0 {
+            None => (k.shallow_clone(), v.shallow_clone()),
+            Some((keys, values)) => (Tensor::cat(&[keys, k], 2), Tensor::cat(&[values, v], 2)),
+        };
+        self.0 = Some((k.shallow_clone(), v.shallow_clone()));
+        (k, v)
     }
 }
 

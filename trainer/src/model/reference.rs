@@ -1,7 +1,7 @@
 //! The decoder once more, one sequence and one number at a time in double precision, from the papers: what the tensor code is held equal to.
 
 use super::rope::frequencies;
-use super::{Layout, Model, init_flat};
+use super::{Cache, Layout, Model, init_flat};
 use crate::config::{Family, ModelConfig, RopeScaling};
 use tch::{Device, Tensor};
 
@@ -223,21 +223,46 @@ fn shapes() -> Vec<ModelConfig> {
     ]
 }
 
+/// Parameters larger than initial ones, so that attention, the norms' weights and the biases matter.
+fn lively(config: &ModelConfig) -> Vec<f32> {
+    let alive = |(i, &x): (usize, &f32)| {
+        if x == 1.0 || x == 0.0 {
+            x + 0.05 * (i % 7) as f32
+        } else {
+            8.0 * x + 1e-3 * (i % 7) as f32
+        }
+    };
+    init_flat(config, 5).iter().enumerate().map(alive).collect()
+}
+
+#[test]
+fn a_token_read_behind_the_others_has_the_scores_that_reading_all_gives() {
+    for config in shapes() {
+        let mut model = Model::new(&config, Device::Cpu).unwrap_or_else(|error| panic!("{error}"));
+        model
+            .load_flat(&lively(&config))
+            .unwrap_or_else(|error| panic!("{error}"));
+        let tokens = Tensor::from_slice(&(0..12).map(|i| (i * i + 3) % 32).collect::<Vec<i64>>()).view([1, -1]);
+        let expected = tch::no_grad(|| model.logits(&tokens)); // [1, 12, 32]
+        let mut cache = Cache::default();
+        let mut start = 0;
+        for length in [5, 1, 1, 1, 1, 1, 1, 1] {
+            let found = tch::no_grad(|| model.next_scores(&tokens.narrow(1, start, length), &mut cache)); // [32]
+            start += length;
+            let difference = (found - expected.select(0, 0).select(0, start - 1))
+                .abs()
+                .max()
+                .double_value(&[]);
+            assert!(difference < 1e-4, "{config:?} at {start}: {difference}");
+        }
+        assert_eq!(cache.places(), 12);
+    }
+}
+
 #[test]
 fn the_tensor_code_equals_the_plain_decoder() {
     for config in shapes() {
-        // Larger than initial weights, so that attention, the norms' weights and the biases matter.
-        let flat: Vec<f32> = init_flat(&config, 5)
-            .iter()
-            .enumerate()
-            .map(|(i, x)| {
-                if *x == 1.0 || *x == 0.0 {
-                    x + 0.05 * (i % 7) as f32
-                } else {
-                    8.0 * x + 1e-3 * (i % 7) as f32
-                }
-            })
-            .collect();
+        let flat = lively(&config);
         let tokens: Vec<u32> = (0..12).map(|i| (i * i + 3) % 32).collect();
         let mut model = Model::new(&config, Device::Cpu).unwrap_or_else(|error| panic!("{error}"));
         model.load_flat(&flat).unwrap_or_else(|error| panic!("{error}"));

@@ -34,11 +34,11 @@ impl Rope {
         }
     }
 
-    /// `x` `[batch, seq, heads, hd]`, turned, for places from 0 on. Swapping the halves and taking the sign from the table is one fused
+    /// `x` `[batch, seq, heads, hd]`, turned, for the places from `start` on. Swapping the halves and taking the sign from the table is one fused
     /// multiply-add instead of a negation, a concatenation and two products.
-    pub(super) fn turn(&self, x: &Tensor) -> Tensor {
+    pub(super) fn turn(&self, x: &Tensor, start: i64) -> Tensor {
         let seq = x.size()[1];
-        let (cos, sin) = (self.cos.narrow(0, 0, seq), self.sin.narrow(0, 0, seq)); // [seq, 1, hd]
+        let (cos, sin) = (self.cos.narrow(0, start, seq), self.sin.narrow(0, start, seq)); // [seq, 1, hd]
         let swapped = x.roll([x.size()[3] / 2], [-1]);
         (x * cos).addcmul(&swapped, &sin)
     }
