@@ -13,9 +13,10 @@ use datasets::TokenizerKind;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use trainer::compress::{AnyCodec, Codec, DenseCodec, SparseCodec, accumulator_zero_root};
-use trainer::config::{ModelConfig, TrainingConfig};
+use trainer::config::{ModelConfig, TrainingConfig, TrainingMemory};
 
 use crate::failure::usage;
+use crate::units::{Bytes, thousands};
 
 /// The text of a run: the built-in demo text or the user's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,6 +215,22 @@ impl RunPlan {
 }
 
 impl RunPlan {
+    /// How large the model is, what a token costs, and what training takes, in one line.
+    pub fn size(&self) -> String {
+        let params = self.model.param_count() as u64;
+        let flops = self.model.flops_per_token_at(self.training.seq_len) as f64;
+        let memory = TrainingMemory::new(&self.model, &self.training);
+        let state = Bytes(memory.total() - memory.activations);
+        format!(
+            "the model has {} parameters; training takes {:.1} MFLOP a token, {state} for parameters, gradient and moments, and about {} for a batch of {} x {} tokens",
+            thousands(params),
+            flops / 1e6,
+            Bytes(memory.activations),
+            self.training.batch_sequences,
+            self.training.seq_len
+        )
+    }
+
     /// Whether this plan is the one that a run was created from.
     ///
     /// # Errors
@@ -307,7 +324,7 @@ fn rate_of_dense(table: &mut Table) {
     }
 }
 
-/// A preset's name, or a table that may start from one (`preset = "demo"`). Vocabulary and longest sequence follow from tokenizer
+/// A preset's name, or a table that may start from one (`preset = "5m"`). Vocabulary and longest sequence follow from tokenizer
 /// and training unless they are given.
 fn model_of(value: Value, tokenizer: TokenizerKind, seq_len: usize) -> Result<ModelConfig> {
     let mut given = match value {
@@ -316,14 +333,13 @@ fn model_of(value: Value, tokenizer: TokenizerKind, seq_len: usize) -> Result<Mo
         other => return Err(usage(format!("model = {other}: expected \"demo\" or a table [model]"))),
     };
     let preset = given.remove("preset").unwrap_or_else(default_model);
-    let mut base = match preset.as_str() {
-        Some("demo") => ModelConfig::demo(),
-        _ => {
-            return Err(usage(format!(
-                "model = {preset}: no such preset; there is \"demo\", or give a table [model]"
-            )));
-        }
-    };
+    let mut base = preset.as_str().and_then(ModelConfig::preset).ok_or_else(|| {
+        let names: Vec<&str> = ModelConfig::presets().map(|(name, _)| name).collect();
+        let names = names.join(", ");
+        usage(format!(
+            "model = {preset}: no such preset; there are {names}, or give a table [model]"
+        ))
+    })?;
     base.vocab_size = datasets::Tokenizer::new(tokenizer).vocab_size();
     base.max_seq_len = base.max_seq_len.max(seq_len);
     let mut table = Table::try_from(&base).context("a preset cannot be written as TOML")?;
@@ -442,6 +458,8 @@ fn plain(error: &toml::de::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use trainer::config::Family;
+
     use super::*;
     use crate::failure::exit_code;
 
@@ -506,6 +524,35 @@ mod tests {
     }
 
     #[test]
+    fn presets_go_by_name_take_the_tokenizers_vocabulary_and_tell_their_size() {
+        let plan = parse("tokenizer = \"gpt2\"\n[model]\npreset = \"135m\"\nlayers = 2", &[]).unwrap();
+        assert_eq!(
+            (plan.model.dim, plan.model.layers, plan.model.vocab_size),
+            (576, 2, 50_257)
+        );
+        let told = parse("model = \"5m\"", &[]).unwrap().size();
+        assert!(
+            told.contains("5,230,336 parameters") && told.contains("MFLOP a token"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn the_tables_of_every_family_read_back_as_agreed() {
+        for (text, family) in [
+            ("family = \"qwen2\"", Family::Qwen2),
+            ("family = \"gpt2\"", Family::Gpt2),
+            ("preset = \"1b\"\nlayers = 1", Family::Llama),
+        ] {
+            let plan = parse(&format!("[model]\n{text}"), &[]).unwrap();
+            assert_eq!(plan.model.family, family);
+            let table = Table::try_from(&plan.model).unwrap();
+            let again: ModelConfig = table.to_string().parse::<Table>().unwrap().try_into().unwrap();
+            assert_eq!(again, plan.model);
+        }
+    }
+
+    #[test]
     fn paths_are_relative_to_the_file() {
         let plan = parse("text = [\"a.txt\", \"/b\"]", &[]).unwrap();
         assert_eq!(plan.text, Text::Paths(vec!["/runs/a.txt".into(), "/b".into()]));
@@ -523,7 +570,7 @@ mod tests {
             ("", &["trainign.lr=1"], &["trainign", "expected one of", "training"]),
             ("", &["training"], &["--set training", "key=value"]),
             ("", &["name.x=1", "name.y=2", "name=3"], &["name", "string"]),
-            ("model = \"huge\"", &[], &["huge", "demo"]),
+            ("model = \"huge\"", &[], &["huge", "demo", "135m", "8b"]),
             (
                 "[model]\nvocab_size = 100",
                 &[],

@@ -29,6 +29,7 @@ pub fn new(args: &NewArgs) -> Result<()> {
         must_be_new(dir, "--dir")?;
     }
     let local = args.peer.over(PeerFile::default());
+    Progress::new(false).line(&plan.size());
     let (dir, config) = create(&plan, args.dir.as_deref(), &local)?;
     let progress = Progress::new(false);
     progress.head(&format!(
@@ -97,6 +98,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             if let Some(dir) = &args.dir {
                 must_be_new(dir, "--dir")?;
             }
+            Progress::new(false).line(&plan.size());
             create(&plan, args.dir.as_deref(), &local)?.0
         }
     };
