@@ -109,7 +109,7 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32]) -> String {
         let mut bytes = Vec::with_capacity(tokens.len().saturating_mul(2 * self.kind.token_bytes()));
         for &token in tokens {
-            match self.token_text(token) {
+            match self.token_bytes(token) {
                 Some(text) => bytes.extend_from_slice(&text),
                 None => bytes.extend_from_slice("\u{fffd}".as_bytes()),
             }
@@ -117,8 +117,8 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The bytes one id stands for.
-    fn token_text(&self, token: u32) -> Option<Vec<u8>> {
+    /// The bytes that one id stands for; `None` outside the vocabulary.
+    pub fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
         match self.kind {
             TokenizerKind::Bytes => u8::try_from(token).ok().map(|byte| vec![byte]),
             TokenizerKind::Gpt2 => bpe().decode_bytes(&[token]).ok(),

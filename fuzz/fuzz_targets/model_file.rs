@@ -29,7 +29,7 @@ fn write_model(folder: &Path) {
         ..ModelConfig::demo()
     };
     let theta = init_flat(&config, 0);
-    export_hf(folder, &config, &Layout::new(&config), &theta, datasets::TokenizerKind::Bytes).expect("a folder to write in");
+    export_hf(folder, &config, &Layout::new(&config), &theta, None).expect("a folder to write in");
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -62,11 +62,20 @@ pub enum Command {
         after_help = "Example:\n  murmur wait --dir ~/murmur --until 'round>=10' --until 'members>=3' --timeout 600"
     )]
     Wait(WaitArgs),
-    /// Continues a text with the model that a peer's directory holds.
-    #[command(after_help = "Example:\n  murmur generate --dir ~/murmur \"To be, or not to be\" --max-tokens 200")]
+    /// Continues a text with the model that a peer's directory holds, or with one from elsewhere.
+    #[command(
+        after_help = "Example:\n  murmur generate --dir ~/murmur \"To be, or not to be\" --max-tokens 200\n  murmur generate --model ./SmolLM2-135M.gguf \"The capital of France is\" --temperature 0"
+    )]
     Generate(GenerateArgs),
-    /// Writes the model as a Hugging Face folder: config.json, model.safetensors, generation_config.json.
-    #[command(after_help = "Example:\n  murmur export --dir ~/murmur ./model")]
+    /// Tells a model's loss on a text, and what it expects next; without a text, its loss on the run's held-out data.
+    #[command(
+        after_help = "Example:\n  murmur eval --dir ~/murmur\n  murmur eval --model ./SmolLM2-135M.gguf \"The capital of France is\" --top 5 --json"
+    )]
+    Eval(EvalArgs),
+    /// Writes the model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json, generation_config.json.
+    #[command(
+        after_help = "Example:\n  murmur export --dir ~/murmur ./model\n  murmur export --model ./SmolLM2-135M.gguf ./model"
+    )]
     Export(ExportArgs),
     /// Prepares, shows and checks training data.
     #[command(subcommand, after_help = "Example:\n  murmur data prepare ./texts --out ./data")]
@@ -88,6 +97,16 @@ pub struct DirArg {
     /// The peer's directory; if there is only one under the XDG data home, that one.
     #[arg(long, env = "MURMUR_DIR", value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+/// Which model: a peer's, or one from elsewhere.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub dir: DirArg,
+    /// A model from elsewhere instead of a peer's: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
 }
 
 /// A report on a peer.
@@ -373,9 +392,13 @@ pub struct BenchRoundsArgs {
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// The text to continue.
-    pub prompt: String,
+    #[arg(required_unless_present = "ids")]
+    pub prompt: Option<String>,
     #[command(flatten)]
-    pub dir: DirArg,
+    pub source: ModelArgs,
+    /// Token ids to continue instead of a text; the answer then is ids too.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt")]
+    pub ids: Vec<u32>,
     /// Tokens to add.
     #[arg(long, default_value_t = 300, value_name = "N")]
     pub max_tokens: usize,
@@ -399,11 +422,38 @@ pub struct GenerateArgs {
     pub json: bool,
 }
 
+/// `murmur eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The text to read.
+    pub text: Option<String>,
+    #[command(flatten)]
+    pub source: ModelArgs,
+    /// Token ids to read instead of a text.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "text")]
+    pub ids: Vec<u32>,
+    /// How many of the likeliest next tokens to tell.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub top: usize,
+    /// With --json, every score at every place too (vocabulary times tokens).
+    #[arg(long, requires = "json")]
+    pub logits: bool,
+    /// Without a text: how many held-out sequences to read.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub sequences: u64,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `murmur export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     #[command(flatten)]
-    pub dir: DirArg,
+    pub source: ModelArgs,
     /// The folder to write; must be new or empty.
     pub out: PathBuf,
 }

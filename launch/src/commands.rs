@@ -3,6 +3,7 @@
 mod bench;
 mod bench_rounds;
 pub mod data;
+mod eval;
 mod export;
 pub mod generate;
 pub mod ledger;
@@ -30,6 +31,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Ticket(args) => status::ticket(&args),
         Command::Wait(args) => wait::wait(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(command),
         Command::Ledger(command) => ledger::run(&command),

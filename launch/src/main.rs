@@ -16,6 +16,7 @@ mod failure;
 mod figures;
 mod heal;
 mod kit;
+mod loaded;
 mod model_file;
 mod network;
 mod peer_dir;
@@ -27,6 +28,7 @@ mod run_file;
 mod side;
 mod status;
 mod units;
+mod vocabulary;
 mod worker;
 
 use std::io::IsTerminal;

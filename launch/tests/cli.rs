@@ -16,8 +16,8 @@ fn every_command_has_help_with_an_example() {
     let home = tempfile::tempdir().unwrap();
     let help = String::from_utf8(murmur(home.path(), &["--help"]).stdout).unwrap();
     for name in [
-        "demo", "new", "join", "train", "status", "ticket", "wait", "generate", "export", "data", "ledger", "sim",
-        "bench",
+        "demo", "new", "join", "train", "status", "ticket", "wait", "generate", "eval", "export", "data", "ledger",
+        "sim", "bench",
     ] {
         assert!(
             help.contains(&format!("\n  {name} ")),

@@ -28,11 +28,13 @@ mod hf_config;
 mod import;
 mod parts;
 mod safetensors_file;
+mod tokenizer_json;
 
 pub use archive::ImportError;
 pub use export::{ExportError, export_hf};
 pub use hf_config::{HfConfigError, hf_config, read_hf_config};
 pub use import::{Imported, folder_config, import, import_folder, import_gguf};
+pub use tokenizer_json::{gguf_tokenizer, tokenizer_json};
 
 /// Why bytes are not a snapshot of this model, or a file could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::local::token_tensor;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, host};
 
 /// Tokens per forward pass; bounds the memory of the logits.
 const BATCH_TOKENS: usize = 4096;
@@ -59,6 +59,51 @@ pub fn validation_loss(model: &mut Model, theta: &[f32], sequences: &[Vec<u32>])
     Ok(sum / sequences.len() as f64)
 }
 
+/// What a model makes of one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// Scores of the next token at every place, `[tokens][vocab_size]`.
+    pub logits: Vec<Vec<f32>>,
+    /// The last of them: what may come next.
+    pub next: Vec<f32>,
+    /// Mean cross-entropy, nats, of every token but the first; `None` for a single one.
+    pub loss: Option<f64>,
+}
+
+/// Reads `tokens`, at most `max_seq_len`, under the parameters `theta`.
+///
+/// # Errors
+/// See [`EvalError`].
+pub fn read(model: &mut Model, theta: &[f32], tokens: &[u32]) -> Result<Reading, EvalError> {
+    let most = model.config().max_seq_len;
+    if !(1..=most).contains(&tokens.len()) {
+        return Err(EvalError::Length {
+            index: 0,
+            expected: format!("1 to {most}"),
+            found: tokens.len(),
+        });
+    }
+    check_tokens(model, 0, tokens)?;
+    model.load_flat(theta)?;
+    let input = token_tensor(&[tokens.to_vec()], tokens.len(), model.device());
+    let scores = tch::no_grad(|| model.logits(&input)).contiguous(); // [1, tokens, vocab]
+    let scores = host::to_vec(&scores);
+    let logits: Vec<Vec<f32>> = scores.chunks(model.config().vocab_size).map(<[f32]>::to_vec).collect();
+    let losses = logits.iter().zip(&tokens[1..]).map(|(row, &next)| surprise(row, next));
+    Ok(Reading {
+        loss: (tokens.len() > 1).then(|| losses.sum::<f64>() / (tokens.len() - 1) as f64),
+        next: logits.last().cloned().unwrap_or_default(),
+        logits,
+    })
+}
+
+/// `-ln` of the probability that `scores` give to `token`.
+fn surprise(scores: &[f32], token: u32) -> f64 {
+    let best = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let total: f64 = scores.iter().map(|&score| (f64::from(score) - best).exp()).sum();
+    total.ln() + best - f64::from(scores[token as usize])
+}
+
 fn check(model: &Model, sequences: &[Vec<u32>]) -> Result<(), EvalError> {
     let length = sequences.first().ok_or(EvalError::Empty)?.len();
     let most = model.config().max_seq_len + 1;
@@ -69,7 +114,6 @@ fn check(model: &Model, sequences: &[Vec<u32>]) -> Result<(), EvalError> {
             found: length,
         });
     }
-    let vocab_size = model.config().vocab_size;
     for (index, sequence) in sequences.iter().enumerate() {
         if sequence.len() != length {
             return Err(EvalError::Length {
@@ -78,15 +122,21 @@ fn check(model: &Model, sequences: &[Vec<u32>]) -> Result<(), EvalError> {
                 found: sequence.len(),
             });
         }
-        if let Some(&found) = sequence.iter().find(|&&token| token as usize >= vocab_size) {
-            return Err(EvalError::Token {
-                index,
-                found,
-                vocab_size,
-            });
-        }
+        check_tokens(model, index, sequence)?;
     }
     Ok(())
+}
+
+fn check_tokens(model: &Model, index: usize, sequence: &[u32]) -> Result<(), EvalError> {
+    let vocab_size = model.config().vocab_size;
+    match sequence.iter().find(|&&token| token as usize >= vocab_size) {
+        None => Ok(()),
+        Some(&found) => Err(EvalError::Token {
+            index,
+            found,
+            vocab_size,
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +173,19 @@ mod tests {
             .map(|sequence| validation_loss(&mut model, &theta, std::slice::from_ref(sequence)).unwrap())
             .sum();
         assert!((single / 40.0 - loss).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_reading_has_the_loss_that_validation_has() {
+        let (mut model, theta) = model();
+        let tokens: Vec<u32> = (0..60).map(|i| i * i % 256).collect();
+        let reading = read(&mut model, &theta, &tokens).unwrap();
+        let expected = validation_loss(&mut model, &theta, std::slice::from_ref(&tokens)).unwrap();
+        assert!((reading.loss.unwrap() - expected).abs() < 1e-5);
+        assert_eq!((reading.logits.len(), reading.next.len()), (60, 256));
+        assert_eq!(read(&mut model, &theta, &tokens[..1]).unwrap().loss, None);
+        let told = read(&mut model, &theta, &[]).unwrap_err().to_string();
+        assert_eq!(told, "sequence 0 has 0 tokens, expected 1 to 256");
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn what_is_exported_comes_back_bit_for_bit() {
         };
         let (layout, theta) = (Layout::new(&config), init_flat(&config, 3));
         let folder = tempfile::tempdir().unwrap();
-        export_hf(folder.path(), &config, &layout, &theta, datasets::TokenizerKind::Bytes).unwrap();
+        export_hf(folder.path(), &config, &layout, &theta, None).unwrap();
         let read = import(folder.path()).unwrap();
         assert_eq!((read.config, read.theta), (config, theta), "{family:?}");
     }

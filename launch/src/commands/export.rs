@@ -1,35 +1,28 @@
 //! `murmur export`: a folder that `transformers` loads.
 
 use anyhow::Result;
-use datasets::TokenizerKind;
 use trainer::checkpoint::export_hf;
 use trainer::model::Layout;
 
-use super::generate::tokenizer_of;
 use super::must_be_new;
 use crate::cli::ExportArgs;
-use crate::model_file;
-use crate::peer_dir::PeerDir;
-use crate::run_file::trainer_of;
+use crate::loaded::Loaded;
+use crate::vocabulary::Vocabulary;
 
-/// Writes the directory's current model.
+/// Writes a model.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let dir = PeerDir::find(args.dir.dir.as_deref())?;
     must_be_new(&args.out, "OUT")?;
-    let config = dir.run_config()?;
-    let (shape, _) = trainer_of(&config)?;
-    let layout = Layout::new(&shape);
-    let (theta, stamp) = model_file::load(&dir, &layout)?;
-    let tokenizer = tokenizer_of(&config)?;
-    export_hf(&args.out, &shape, &layout, &theta, tokenizer)?;
-    println!(
-        "the model after round {} ({} parameters) is in {}",
-        stamp.round,
-        layout.total,
-        args.out.display()
-    );
-    if tokenizer == TokenizerKind::Gpt2 {
-        println!("its tokenizer is GPT-2's: AutoTokenizer.from_pretrained(\"openai-community/gpt2\")");
+    let loaded = Loaded::open(&args.source)?;
+    let layout = Layout::new(&loaded.config);
+    let tokenizer = loaded.vocabulary.json();
+    export_hf(&args.out, &loaded.config, &layout, &loaded.theta, tokenizer.as_ref())?;
+    let which = match loaded.stamp {
+        Some(stamp) => format!("the model after round {}", stamp.round),
+        None => "the model".to_owned(),
+    };
+    println!("{which} ({} parameters) is in {}", layout.total, args.out.display());
+    if let Vocabulary::None(why) = &loaded.vocabulary {
+        println!("without its tokenizer ({why})");
     }
     Ok(())
 }

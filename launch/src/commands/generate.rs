@@ -3,26 +3,24 @@
 use std::io::Write;
 
 use anyhow::{Context, Result};
-use coordinatorless::config::RunConfig;
-use datasets::{Dataset, Tokenizer, TokenizerKind};
+use datasets::Dataset;
 use serde_json::json;
-use trainer::config::ModelConfig;
 use trainer::eval::validation_loss;
 use trainer::generate::{GenerateOptions, generate};
-use trainer::model::{Layout, Model};
+use trainer::model::Model;
 
 use super::print_json;
 use crate::cli::GenerateArgs;
 use crate::device::device;
 use crate::failure::usage;
-use crate::model_file::{self, Stamp};
+use crate::loaded::Loaded;
+use crate::model_file::Stamp;
 use crate::peer_dir::PeerDir;
-use crate::run_file::trainer_of;
+use crate::vocabulary::Vocabulary;
 
 /// Prints the prompt and what the model adds to it, as it comes.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let dir = PeerDir::find(args.dir.dir.as_deref())?;
-    let mut speaker = Speaker::open(&dir, Some(&args.device))?;
+    let mut speaker = Speaker::new(Loaded::open(&args.source)?, Some(&args.device))?;
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         temperature: args.temperature,
@@ -30,61 +28,68 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         top_p: args.top_p,
         seed: args.seed,
     };
+    let tokens = tokens_of(&speaker.vocabulary, args.prompt.as_deref(), &args.ids)?;
+    let prompt = args.prompt.as_deref().unwrap_or_default();
     if !args.json {
-        print!("{}", args.prompt);
+        print!("{prompt}");
     }
-    let stream = !args.json;
-    let text = speaker.say(&args.prompt, &options, stream)?;
+    let stream = !args.json && args.prompt.is_some();
+    let ids = speaker.add(&tokens, &options, stream)?;
     if args.json {
-        let Stamp {
-            branch,
-            round,
-            model_root,
-        } = speaker.stamp;
-        return print_json(
-            &json!({"prompt": args.prompt, "text": text, "branch": branch, "round": round, "model_root": model_root}),
-        );
+        let text = speaker.vocabulary.decode(&ids);
+        let stamp = speaker.stamp;
+        return print_json(&json!({
+            "prompt": prompt, "text": text, "ids": ids, "branch": stamp.map(|stamp| stamp.branch),
+            "round": stamp.map(|stamp| stamp.round), "model_root": stamp.map(|stamp| stamp.model_root),
+        }));
+    }
+    if args.prompt.is_none() {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        print!("{}", ids.join(","));
     }
     println!();
     Ok(())
 }
 
-/// A directory's current model, ready to speak.
-pub struct Speaker {
-    tokenizer: Tokenizer,
-    model: Model,
-    theta: Vec<f32>,
-    /// Which model this is.
-    pub stamp: Stamp,
-}
-
-/// The tokenizer that a run agreed on.
+/// The tokens of a text, or the ids given instead.
 ///
 /// # Errors
-/// One that this build does not know (exit code 2).
-pub fn tokenizer_of(config: &RunConfig) -> Result<TokenizerKind> {
-    config
-        .data
-        .tokenizer
-        .parse()
-        .map_err(|error| usage(format!("the run's tokenizer: {error}")))
+/// The model's vocabulary cannot be read (exit code 2).
+pub fn tokens_of(vocabulary: &Vocabulary, text: Option<&str>, ids: &[u32]) -> Result<Vec<u32>> {
+    match text {
+        Some(text) => vocabulary.encode(text),
+        None => Ok(ids.to_vec()),
+    }
+}
+
+/// A model, ready to speak.
+pub struct Speaker {
+    vocabulary: Vocabulary,
+    model: Model,
+    theta: Vec<f32>,
+    /// Which of a run's models this is, if it is one.
+    pub stamp: Option<Stamp>,
 }
 
 impl Speaker {
-    /// Loads the model.
+    /// The current model of a peer's directory.
     ///
     /// # Errors
     /// There is none yet (exit code 2), or it is damaged.
     pub fn open(dir: &PeerDir, device_name: Option<&str>) -> Result<Self> {
-        let config = dir.run_config()?;
-        let (shape, _): (ModelConfig, _) = trainer_of(&config)?;
-        let (theta, stamp) = model_file::load(dir, &Layout::new(&shape))?;
-        let model = Model::new(&shape, device(device_name)?)?;
+        Self::new(Loaded::of_dir(dir)?, device_name)
+    }
+
+    /// Any model.
+    ///
+    /// # Errors
+    /// The device is none (exit code 2), or has no room.
+    pub fn new(loaded: Loaded, device_name: Option<&str>) -> Result<Self> {
         Ok(Self {
-            tokenizer: Tokenizer::new(tokenizer_of(&config)?),
-            model,
-            theta,
-            stamp,
+            model: Model::new(&loaded.config, device(device_name)?)?,
+            vocabulary: loaded.vocabulary,
+            theta: loaded.theta,
+            stamp: loaded.stamp,
         })
     }
 
@@ -93,24 +98,34 @@ impl Speaker {
     /// # Errors
     /// An empty prompt or an option out of range (exit code 2).
     pub fn say(&mut self, prompt: &str, options: &GenerateOptions, stream: bool) -> Result<String> {
-        let tokens = self.tokenizer.encode(prompt);
+        let tokens = self.vocabulary.encode(prompt)?;
+        let added = self.add(&tokens, options, stream)?;
+        Ok(self.vocabulary.decode(&added).unwrap_or_default())
+    }
+
+    /// The tokens that the model adds to `tokens`; their text is printed as it comes with `stream`.
+    ///
+    /// # Errors
+    /// No tokens, one outside the vocabulary, or an option out of range (exit code 2).
+    pub fn add(&mut self, tokens: &[u32], options: &GenerateOptions, stream: bool) -> Result<Vec<u32>> {
         let (mut so_far, mut shown) = (Vec::new(), 0);
-        let tokenizer = &self.tokenizer;
+        let vocabulary = &self.vocabulary;
         let mut show = |token: u32| {
             so_far.push(token);
-            let text = tokenizer.decode(&so_far);
+            let Some(text) = stream.then(|| vocabulary.decode(&so_far)).flatten() else {
+                return;
+            };
             // A character may come in several tokens: what is not whole yet decodes to the replacement character.
             let whole = text.trim_end_matches('\u{fffd}');
-            if let Some(news) = whole.get(shown..).filter(|_| stream) {
+            if let Some(news) = whole.get(shown..) {
                 print!("{news}");
                 let _ = std::io::stdout().flush();
                 shown = whole.len();
             }
         };
-        let added = generate(&mut self.model, &self.theta, &tokens, options, &mut show)
+        generate(&mut self.model, &self.theta, tokens, options, &mut show)
             .map_err(usage)
-            .context("cannot generate")?;
-        Ok(self.tokenizer.decode(&added))
+            .context("cannot generate")
     }
 
     /// The model's loss on up to `count` held-out sequences, nats per token.

@@ -73,7 +73,7 @@ pub fn report(args: &DemoArgs, stage: &Stage, progress: &Progress) -> Result<Rep
     let mut speaker = Speaker::open(&source.dir, Some("cpu"))?;
     let val_loss = evaluate(&source.dir, &mut speaker)?;
     EventLog::open(source.dir.path())?.write(Event::Eval {
-        round: speaker.stamp.round,
+        round: speaker.stamp.map_or(0, |stamp| stamp.round),
         val_loss,
     })?;
     let logs: Vec<(PeerId, Vec<Line>)> = stage

@@ -4,15 +4,12 @@
 //! `{"format":"pt"}` that `transformers` asks for; GPT-2's are renamed, joined and transposed ([`super::parts`]). A tied head is left out and
 //! `tie_word_embeddings` is true.
 //!
-//! Tokenizers: for bytes, a `tokenizer.json` is written whose ids are the bytes themselves (byte-level BPE without merges), so
-//! `AutoTokenizer.from_pretrained(folder)` works too. For GPT-2's, load `AutoTokenizer.from_pretrained("openai-community/gpt2")`; its
-//! 50257 ids are those the model was trained on, and `tokenizer_config.json` is not written.
+//! With the vocabulary as `tokenizer.json` ([`super::tokenizer_json`]), `AutoTokenizer.from_pretrained(folder)` works too.
 
 use std::borrow::Cow;
 use std::path::Path;
 
-use datasets::TokenizerKind;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::parts::{Change, Part, hf_parts, turned_back};
 use super::{CheckpointError, at, header, hf_config, write_atomically};
@@ -35,8 +32,8 @@ pub enum ExportError {
     File(#[from] CheckpointError),
 }
 
-/// Writes `config.json`, `generation_config.json`, `model.safetensors` and, for bytes, `tokenizer.json` with its configuration into `folder`,
-/// which is made if absent; files of these names are replaced.
+/// Writes `config.json`, `generation_config.json`, `model.safetensors` and, where there is a `tokenizer`, `tokenizer.json` with its
+/// configuration into `folder`, which is made if absent; files of these names are replaced.
 ///
 /// # Errors
 /// Parameters of another length, or what the file system says.
@@ -45,7 +42,7 @@ pub fn export_hf(
     config: &ModelConfig,
     layout: &Layout,
     theta: &[f32],
-    tokenizer: TokenizerKind,
+    tokenizer: Option<&Value>,
 ) -> Result<(), ExportError> {
     if theta.len() != layout.total {
         return Err(ExportError::Length {
@@ -60,8 +57,8 @@ pub fn export_hf(
         "generation_config.json",
         &json!({"do_sample": true, "temperature": 0.8, "top_k": 50}),
     )?;
-    if tokenizer == TokenizerKind::Bytes {
-        write_json(folder, "tokenizer.json", &byte_tokenizer())?;
+    if let Some(tokenizer) = tokenizer {
+        write_json(folder, "tokenizer.json", tokenizer)?;
         let reader = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
         write_json(folder, "tokenizer_config.json", &reader)?;
     }
@@ -95,52 +92,11 @@ fn file_order<'a>(config: &ModelConfig, layout: &Layout, theta: &'a [f32]) -> (V
     (entries, Cow::Owned(values))
 }
 
-/// Byte-level BPE without merges: every byte is its own token, and its id is its value.
-fn byte_tokenizer() -> Value {
-    let vocabulary: Map<String, Value> = (0..=255_u8)
-        .map(|byte| (letter(byte).to_string(), json!(byte)))
-        .collect();
-    json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-        "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-            "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary, "merges": [],
-        },
-    })
-}
-
-/// The letter that stands for a byte in GPT-2's byte-level vocabularies: itself where printable, else the next unused one from U+0100 on.
-fn letter(byte: u8) -> char {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|&b| !printable(b)).count() as u32;
-    char::from_u32(0x100 + before).unwrap_or_else(|| unreachable!("at most 68 letters from U+0100 on"))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::model::init_flat;
-
-    #[test]
-    fn every_byte_has_its_own_letter_as_in_gpt2() {
-        let letters: std::collections::BTreeSet<char> = (0..=255).map(letter).collect();
-        assert_eq!(letters.len(), 256);
-        assert_eq!(
-            (letter(b' '), letter(b'\n'), letter(b'a'), letter(0xad)),
-            ('Ġ', 'Ċ', 'a', 'Ń')
-        );
-    }
 
     #[test]
     fn an_export_holds_what_transformers_reads() {
@@ -156,7 +112,7 @@ mod tests {
                 ..ModelConfig::demo()
             };
             let (layout, theta) = (Layout::new(&config), init_flat(&config, 1));
-            export_hf(folder.path(), &config, &layout, &theta, TokenizerKind::Bytes).unwrap();
+            export_hf(folder.path(), &config, &layout, &theta, None).unwrap();
             let weights = std::fs::read(folder.path().join("model.safetensors")).unwrap();
             let (_, metadata) = safetensors::SafeTensors::read_metadata(&weights).unwrap();
             assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
@@ -177,13 +133,7 @@ mod tests {
     fn parameters_of_another_model_are_not_exported() {
         let folder = tempfile::tempdir().unwrap();
         let config = ModelConfig::demo();
-        let result = export_hf(
-            folder.path(),
-            &config,
-            &Layout::new(&config),
-            &[0.0],
-            TokenizerKind::Gpt2,
-        );
+        let result = export_hf(folder.path(), &config, &Layout::new(&config), &[0.0], None);
         assert!(matches!(result, Err(ExportError::Length { found: 1, .. })));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -1,0 +1,130 @@
+//! `murmur eval`: how well a model reads, and what it expects next.
+
+use anyhow::{Context, Result};
+use datasets::Dataset;
+use serde_json::{Value, json};
+use trainer::eval::{Reading, read};
+use trainer::model::Model;
+
+use super::generate::{Speaker, tokens_of};
+use super::print_json;
+use crate::cli::EvalArgs;
+use crate::device::device;
+use crate::failure::usage;
+use crate::loaded::Loaded;
+use crate::peer_dir::PeerDir;
+use crate::vocabulary::Vocabulary;
+
+/// Reads what was given, or the run's held-out data.
+pub fn run(args: &EvalArgs) -> Result<()> {
+    match &args.text {
+        None if args.ids.is_empty() => held_out(args),
+        text => on_tokens(args, text.as_deref()),
+    }
+}
+
+/// Loss on the held-out data of a peer's directory.
+fn held_out(args: &EvalArgs) -> Result<()> {
+    if args.source.model.is_some() {
+        return Err(usage(
+            "eval --model: give a TEXT or --ids to read; only a peer's directory has held-out data",
+        ));
+    }
+    let dir = PeerDir::find(args.source.dir.dir.as_deref())?;
+    let mut speaker = Speaker::open(&dir, Some(&args.device))?;
+    let data = Dataset::open(&dir.data(), &dir.run_config()?.data.manifest.0)
+        .context("the run's data in this directory cannot be used")?;
+    let sequences = args.sequences.clamp(1, data.held_out_sequences().max(1));
+    let loss = speaker.held_out_loss(&data, sequences)?;
+    let round = speaker.stamp.map(|stamp| stamp.round);
+    if args.json {
+        return print_json(&json!({"loss": loss, "perplexity": loss.exp(), "sequences": sequences, "round": round}));
+    }
+    println!(
+        "loss {loss:.4} nats per token (perplexity {:.2}) on {sequences} held-out sequences",
+        loss.exp()
+    );
+    Ok(())
+}
+
+fn on_tokens(args: &EvalArgs, text: Option<&str>) -> Result<()> {
+    let loaded = Loaded::open(&args.source)?;
+    let tokens = tokens_of(&loaded.vocabulary, text, &args.ids)?;
+    let mut model = Model::new(&loaded.config, device(Some(&args.device))?)?;
+    let reading = read(&mut model, &loaded.theta, &tokens).map_err(usage)?;
+    let next: Vec<Next> = likeliest(&reading.next, args.top)
+        .into_iter()
+        .map(|(id, logit, probability)| Next {
+            id,
+            logit,
+            probability,
+            text: loaded.vocabulary.decode(&[id]),
+        })
+        .collect();
+    if args.json {
+        return print_json(&report(args, &tokens, &reading, &next));
+    }
+    print!("{} tokens", tokens.len());
+    if let Some(loss) = reading.loss {
+        print!(", loss {loss:.4} nats per token (perplexity {:.2})", loss.exp());
+    }
+    println!();
+    for one in next {
+        let text = one.text.map(|text| format!("{text:?}")).unwrap_or_default();
+        println!(
+            "{:>8}  {:>8.3}  {:>6.2}%  {text}",
+            one.id,
+            one.logit,
+            100.0 * one.probability
+        );
+    }
+    if let Vocabulary::None(why) = &loaded.vocabulary {
+        println!("ids only: {why}");
+    }
+    Ok(())
+}
+
+/// One of the likeliest next tokens.
+struct Next {
+    id: u32,
+    logit: f32,
+    probability: f64,
+    text: Option<String>,
+}
+
+fn report(args: &EvalArgs, tokens: &[u32], reading: &Reading, next: &[Next]) -> Value {
+    let next: Vec<Value> = next
+        .iter()
+        .map(|one| json!({"id": one.id, "text": one.text, "logit": one.logit, "probability": one.probability}))
+        .collect();
+    let mut report =
+        json!({"ids": tokens, "loss": reading.loss, "perplexity": reading.loss.map(f64::exp), "next": next});
+    if args.logits {
+        report["logits"] = json!(reading.logits);
+    }
+    report
+}
+
+/// The `count` highest of `scores`: index, score, and probability among all.
+fn likeliest(scores: &[f32], count: usize) -> Vec<(u32, f32, f64)> {
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+    let best = order.first().map_or(0.0, |&id| f64::from(scores[id as usize]));
+    let weight = |score: f32| (f64::from(score) - best).exp();
+    let total: f64 = scores.iter().map(|&score| weight(score)).sum();
+    let told = |id: u32| (id, scores[id as usize], weight(scores[id as usize]) / total);
+    order.into_iter().take(count).map(told).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_come_first_with_their_share() {
+        let found = likeliest(&[0.0, 2.0, 1.0], 2);
+        assert_eq!((found[0].0, found[1].0, found.len()), (1, 2, 2));
+        let total = 1.0 + 1.0_f64.exp() + 2.0_f64.exp();
+        assert!((found[0].2 - 2.0_f64.exp() / total).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,91 @@
+//! A model to speak, to be measured or to be written out: a peer's current one, or one from elsewhere.
+
+use std::path::Path;
+
+use anyhow::Result;
+use coordinatorless::config::RunConfig;
+use datasets::TokenizerKind;
+use trainer::checkpoint::gguf::Gguf;
+use trainer::checkpoint::{ImportError, Imported, import_folder, import_gguf};
+use trainer::config::ModelConfig;
+use trainer::model::Layout;
+
+use crate::cli::ModelArgs;
+use crate::failure::usage;
+use crate::model_file::{self, Stamp};
+use crate::peer_dir::PeerDir;
+use crate::run_file::trainer_of;
+use crate::vocabulary::Vocabulary;
+
+/// A model with its vocabulary.
+pub struct Loaded {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its parameters, in the layout's order.
+    pub theta: Vec<f32>,
+    /// How it reads text.
+    pub vocabulary: Vocabulary,
+    /// Which of a run's models it is, if it is one.
+    pub stamp: Option<Stamp>,
+}
+
+impl Loaded {
+    /// What the arguments name.
+    ///
+    /// # Errors
+    /// There is no such model, or it cannot be read (exit code 2).
+    pub fn open(args: &ModelArgs) -> Result<Self> {
+        match &args.model {
+            Some(path) => Self::of_path(path),
+            None => Self::of_dir(&PeerDir::find(args.dir.dir.as_deref())?),
+        }
+    }
+
+    /// A directory's current model.
+    ///
+    /// # Errors
+    /// There is none yet (exit code 2), or it is damaged.
+    pub fn of_dir(dir: &PeerDir) -> Result<Self> {
+        let run = dir.run_config()?;
+        let (config, _) = trainer_of(&run)?;
+        let (theta, stamp) = model_file::load(dir, &Layout::new(&config))?;
+        Ok(Self {
+            config,
+            theta,
+            vocabulary: Vocabulary::own(tokenizer_of(&run)?),
+            stamp: Some(stamp),
+        })
+    }
+
+    /// A model from elsewhere: a Hugging Face folder, or a GGUF file.
+    ///
+    /// # Errors
+    /// It is neither, or not a model that is computed here (exit code 2).
+    pub fn of_path(path: &Path) -> Result<Self> {
+        let refused = |error: ImportError| usage(format!("--model: {error}"));
+        let (Imported { config, theta }, vocabulary) = if path.is_dir() {
+            (import_folder(path).map_err(refused)?, Vocabulary::of_folder(path))
+        } else {
+            let gguf = Gguf::open(path).map_err(refused)?;
+            (import_gguf(&gguf).map_err(refused)?, Vocabulary::of_gguf(&gguf))
+        };
+        Ok(Self {
+            config,
+            theta,
+            vocabulary,
+            stamp: None,
+        })
+    }
+}
+
+/// The tokenizer that a run agreed on.
+///
+/// # Errors
+/// One that this build does not know (exit code 2).
+fn tokenizer_of(config: &RunConfig) -> Result<TokenizerKind> {
+    config
+        .data
+        .tokenizer
+        .parse()
+        .map_err(|error| usage(format!("the run's tokenizer: {error}")))
+}

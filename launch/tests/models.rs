@@ -1,0 +1,133 @@
+//! Models out and in by the real binary: a peer's model is exported, and what was exported is read, measured and continued alike.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{json, murmur, refused, stderr, tiny_run};
+use serde_json::Value;
+
+/// Trains alone for two rounds in `peer`, with `sets` over the tiny run.
+fn train(home: &Path, sets: &[&str]) {
+    tiny_run(home);
+    let mut args = vec![
+        "train",
+        "run.toml",
+        "--rounds",
+        "2",
+        "--dir",
+        "peer",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ];
+    for set in sets {
+        args.extend(["--set", set]);
+    }
+    let output = murmur(home, &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        said.contains("parameters; training takes"),
+        "the size is told first: {said}"
+    );
+}
+
+fn report(home: &Path, args: &[&str]) -> Value {
+    let output = murmur(home, &[args, &["--device", "cpu", "--json"]].concat());
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    json(&output)
+}
+
+#[test]
+fn an_exported_model_reads_and_speaks_as_the_peers_own() {
+    for (family, tokenizer) in [("llama", "bytes"), ("gpt2", "gpt2")] {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let (family, tokenizer) = (format!("model.family={family}"), format!("tokenizer={tokenizer}"));
+        train(home, &[&family, &tokenizer]);
+        assert!(murmur(home, &["export", "--dir", "peer", "out"]).status.success());
+        let text = "line 7: the quick brown fox";
+        let own = report(home, &["eval", "--dir", "peer", text]);
+        let exported = report(home, &["eval", "--model", "out", text]);
+        assert_eq!(own, exported, "{family}");
+        assert!(
+            own["loss"].as_f64().unwrap() > 0.0 && own["next"].as_array().unwrap().len() == 5,
+            "{own}"
+        );
+        let speak = |source: [&str; 2]| {
+            let report = report(
+                home,
+                &[
+                    &["generate"],
+                    &source[..],
+                    &[text, "--temperature", "0", "--max-tokens", "9"],
+                ]
+                .concat(),
+            );
+            (report["text"].clone(), report["ids"].clone())
+        };
+        assert_eq!(speak(["--dir", "peer"]), speak(["--model", "out"]), "{family}");
+        // Once more around: what is read is written again as it was.
+        assert!(murmur(home, &["export", "--model", "out", "again"]).status.success());
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            assert_eq!(
+                fs::read(home.join("out").join(file)).unwrap(),
+                fs::read(home.join("again").join(file)).unwrap(),
+                "{file}"
+            );
+        }
+    }
+}
+
+#[test]
+fn held_out_loss_and_wrong_models_are_told() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    train(home, &[]);
+    let held_out = report(home, &["eval", "--dir", "peer", "--sequences", "4"]);
+    assert_eq!(
+        (&held_out["sequences"], &held_out["round"]),
+        (&Value::from(4), &Value::from(2))
+    );
+    assert!(held_out["loss"].as_f64().unwrap().is_finite());
+    let of_model = |path: &str| vec!["eval".to_owned(), "--model".to_owned(), path.to_owned(), "x".to_owned()];
+    let refuse = |path: &str, words: &[&str]| {
+        let args = of_model(path);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        refused(home, &args, 2, words);
+    };
+    refuse("absent", &["absent"]);
+    fs::write(home.join("text.gguf"), "not a model").unwrap();
+    refuse("text.gguf", &["text.gguf", "magic", "GGUF"]);
+    fs::create_dir(home.join("empty")).unwrap();
+    refuse("empty", &["config.json"]);
+    assert!(murmur(home, &["export", "--dir", "peer", "out"]).status.success());
+    let config = home.join("out/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"silu\"", "\"relu\"")).unwrap();
+    refuse("out", &["hidden_act is \"relu\"", "expected \"silu\""]);
+    fs::write(&config, &text).unwrap();
+    fs::remove_file(home.join("out/tokenizer.json")).unwrap();
+    refuse("out", &["tokenizer.json", "--ids"]);
+    refused(
+        home,
+        &["eval", "--model", "out", "--ids", "1,300"],
+        2,
+        &["token 300", "256"],
+    );
+    refused(home, &["eval", "--model", "out"], 2, &["TEXT or --ids"]);
+    refused(home, &["generate", "--model", "out"], 2, &["PROMPT"]);
+    let spoken = report(
+        home,
+        &["generate", "--model", "out", "--ids", "65,66", "--max-tokens", "3"],
+    );
+    assert_eq!(
+        (spoken["ids"].as_array().unwrap().len(), &spoken["text"]),
+        (3, &Value::Null)
+    );
+}
