@@ -7,6 +7,7 @@ use datasets::Manifest;
 
 use crate::failure::usage;
 use crate::run_file::trainer_of;
+use crate::start_model;
 use crate::units::Bytes;
 use crate::worker::kept_accumulators;
 
@@ -20,7 +21,8 @@ fn least(config: &RunConfig, data: &Manifest) -> Result<u64> {
         .shards
         .iter()
         .fold(0, |sum: u64, shard| sum.saturating_add(shard.tokens));
-    let copies = MODELS.saturating_add(kept_accumulators(config) as u64);
+    let start = u64::from(start_model::root_of(config)?.is_some());
+    let copies = (MODELS + start).saturating_add(kept_accumulators(config) as u64);
     let floats = parameters.saturating_mul(4).saturating_mul(copies);
     Ok(tokens.saturating_mul(data.token_bytes as u64).saturating_add(floats))
 }

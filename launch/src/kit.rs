@@ -5,6 +5,7 @@ use coordinatorless::config::RunConfig;
 use coordinatorless::node::{Check, ModelSource, Step};
 use coordinatorless::types::{BatchIndex, DataRange, Hash};
 use datasets::{Dataset, Order};
+use std::path::PathBuf;
 use std::sync::Arc;
 use trainer::aggregate::{Weighted, aggregate_with};
 use trainer::apply::{OuterRate, apply_with};
@@ -16,6 +17,7 @@ use trainer::model::{Layout, init_flat};
 use crate::failure::usage;
 use crate::peer_dir::PeerDir;
 use crate::run_file::{codec, trainer_of};
+use crate::start_model;
 
 /// A run's parts. Everything in it follows from the agreed configuration and the data that it names.
 pub struct Kit {
@@ -31,6 +33,8 @@ pub struct Kit {
     pub codec: AnyCodec,
     /// The text as tokens.
     pub data: Dataset,
+    /// The file and the root of the model that the run starts from, where it is not a random one.
+    pub start: Option<(PathBuf, Hash)>,
     rate: OuterRate,
     order: Order,
     threads: usize,
@@ -52,7 +56,9 @@ impl Kit {
             )));
         }
         let order = Order::new(blake3::derive_key("murmur/v1/data-order", &config.id().0), found);
+        let start = start_model::root_of(&config)?.map(|root| (dir.start_model(), root));
         Ok(Self {
+            start,
             layout: Layout::new(&model),
             codec: codec(&model, &training)?,
             rate: OuterRate::new(training.outer_rate).map_err(usage)?,
@@ -72,8 +78,14 @@ impl Kit {
     }
 
     /// The model before round 1.
-    pub fn genesis(&self) -> Vec<f32> {
-        init_flat(&self.model, self.training.init_seed)
+    ///
+    /// # Errors
+    /// The run starts from a model whose file is absent or was changed.
+    pub fn genesis(&self) -> Result<Vec<f32>> {
+        match &self.start {
+            Some((path, root)) => start_model::load(path, &self.layout, *root),
+            None => Ok(init_flat(&self.model, self.training.init_seed)),
+        }
     }
 
     /// Applies one decided record's contributions; the same bits on every replica.
@@ -101,7 +113,7 @@ impl Kit {
     pub fn rebuild(&self, source: &ModelSource) -> Result<Vec<f32>> {
         let mut theta = match &source.snapshot {
             Some(bytes) => checkpoint::from_safetensors(&self.layout, bytes).context("the snapshot cannot be read")?,
-            None => self.genesis(),
+            None => self.genesis()?,
         };
         // R14: the record after a model certifies its root. Whatever the disk or a peer gave, nothing is built on another one.
         if let Some(step) = source.steps.first() {

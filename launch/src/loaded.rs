@@ -36,7 +36,7 @@ impl Loaded {
     /// There is no such model, or it cannot be read (exit code 2).
     pub fn open(args: &ModelArgs) -> Result<Self> {
         match &args.model {
-            Some(path) => Self::of_path(path),
+            Some(path) => Self::of_path(path, "--model"),
             None => Self::of_dir(&PeerDir::find(args.dir.dir.as_deref())?),
         }
     }
@@ -57,12 +57,12 @@ impl Loaded {
         })
     }
 
-    /// A model from elsewhere: a Hugging Face folder, or a GGUF file.
+    /// A model from elsewhere: a Hugging Face folder, or a GGUF file; `option` is what named it.
     ///
     /// # Errors
     /// It is neither, or not a model that is computed here (exit code 2).
-    pub fn of_path(path: &Path) -> Result<Self> {
-        let refused = |error: ImportError| usage(format!("--model: {error}"));
+    pub fn of_path(path: &Path, option: &str) -> Result<Self> {
+        let refused = |error: ImportError| usage(format!("{option}: {error}"));
         let (Imported { config, theta }, vocabulary) = if path.is_dir() {
             (import_folder(path).map_err(refused)?, Vocabulary::of_folder(path))
         } else {

@@ -26,6 +26,7 @@ mod reporter;
 mod run;
 mod run_file;
 mod side;
+mod start_model;
 mod status;
 mod units;
 mod vocabulary;

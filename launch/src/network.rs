@@ -12,12 +12,15 @@ use coordinatorless::types::{Hash, PeerId, RunId};
 use coordinatorless::wire::Keys;
 use datasets::{Manifest, install_manifest, install_shard, missing};
 use tokio::sync::mpsc;
+use trainer::checkpoint;
+use trainer::model::Layout;
 
-use crate::disk;
 use crate::failure::usage;
-use crate::peer_dir::{PeerDir, PeerFile};
+use crate::peer_dir::{PeerDir, PeerFile, write_whole};
 use crate::progress::Progress;
+use crate::run_file::trainer_of;
 use crate::units::Bytes;
+use crate::{disk, start_model};
 
 /// The largest manifest that is fetched.
 const MAX_MANIFEST: u64 = 64 << 20;
@@ -121,6 +124,29 @@ pub async fn fetch_data(
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Fetches the model that the run starts from, where there is one and it is missing.
+///
+/// # Errors
+/// Nobody gives it, or the disk.
+pub async fn fetch_start(
+    net: &Net,
+    dir: &PeerDir,
+    config: &RunConfig,
+    providers: &[PeerId],
+    progress: &Progress,
+) -> Result<()> {
+    let Some(root) = start_model::root_of(config)? else {
+        return Ok(());
+    };
+    let (layout, path) = (Layout::new(&trainer_of(config)?.0), dir.start_model());
+    if start_model::load(&path, &layout, root).is_ok() {
+        return Ok(());
+    }
+    let size = checkpoint::snapshot_len(&layout);
+    progress.line(&format!("fetching the model that the run starts from: {}", Bytes(size)));
+    write_whole(&path, &fetch(net, root, size, providers).await?)
 }
 
 async fn fetch(net: &Net, hash: Hash, limit: u64, providers: &[PeerId]) -> Result<bytes::Bytes> {

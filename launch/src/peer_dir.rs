@@ -173,6 +173,11 @@ impl PeerDir {
         self.0.join("snapshots")
     }
 
+    /// The model that the run starts from, where it is not a random one.
+    pub fn start_model(&self) -> PathBuf {
+        self.0.join("start.safetensors")
+    }
+
     /// What the process says.
     pub fn log_file(&self) -> PathBuf {
         self.0.join("peer.log")

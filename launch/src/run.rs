@@ -144,7 +144,7 @@ pub async fn run(start: Start) -> Result<()> {
     Ok(outcome?)
 }
 
-/// The manifest and the shards, for joiners.
+/// The manifest, the shards and the model that the run starts from, if there is one, for joiners.
 fn shared_files(dir: &PeerDir, kit: &Kit) -> Vec<std::path::PathBuf> {
     let data = dir.data();
     let shards = kit
@@ -153,7 +153,11 @@ fn shared_files(dir: &PeerDir, kit: &Kit) -> Vec<std::path::PathBuf> {
         .shards
         .iter()
         .map(|shard| datasets::shard_path(&data, &shard.hash));
-    std::iter::once(datasets::manifest_path(&data)).chain(shards).collect()
+    let start = kit.start.iter().map(|(path, _)| path.clone());
+    std::iter::once(datasets::manifest_path(&data))
+        .chain(shards)
+        .chain(start)
+        .collect()
 }
 
 /// What the two computing threads share.

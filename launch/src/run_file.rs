@@ -16,6 +16,7 @@ use trainer::compress::{AnyCodec, Codec, DenseCodec, SparseCodec, accumulator_ze
 use trainer::config::{ModelConfig, TrainingConfig, TrainingMemory};
 
 use crate::failure::usage;
+use crate::start_model;
 use crate::units::{Bytes, thousands};
 
 /// The text of a run: the built-in demo text or the user's own.
@@ -40,6 +41,8 @@ pub struct RunPlan {
     pub held_out_permille: u32,
     /// The model's shape.
     pub model: ModelConfig,
+    /// The folder or file it starts from; at random where there is none.
+    pub from: Option<PathBuf>,
     /// How it is trained.
     pub training: TrainingConfig,
     /// The parts that [`RunConfig`] takes as they are.
@@ -141,7 +144,7 @@ impl RunPlan {
                 file.tokenizer
             ))
         })?;
-        let model = model_of(file.model, tokenizer, file.training.seq_len)?;
+        let (model, from) = model_of(file.model, tokenizer, file.training.seq_len, folder)?;
         file.training.validate_with(&model).map_err(usage)?;
         if !(1..=500).contains(&file.held_out_permille) {
             let found = file.held_out_permille;
@@ -166,6 +169,7 @@ impl RunPlan {
             tokenizer,
             held_out_permille: file.held_out_permille,
             model,
+            from,
             training: file.training,
             shared,
         };
@@ -176,17 +180,25 @@ impl RunPlan {
             weight: 1,
             payout_address: String::new(),
         };
-        plan.agree(Hash::default(), 1, vec![stand_in])?;
+        plan.agree(Hash::default(), 1, None, vec![stand_in])?;
         Ok(plan)
     }
 
-    /// The configuration that all peers will share, checked: with the data's root and number of training sequences, and the
-    /// first members.
+    /// The configuration that all peers will share, checked: with the data's root and number of training sequences, the root of the model
+    /// that it starts from (at random: none), and the first members.
     ///
     /// # Errors
     /// A value out of bounds (exit code 2).
-    pub fn agree(&self, manifest: Hash, sequences: u64, mut genesis: Vec<GenesisMember>) -> Result<RunConfig> {
+    pub fn agree(
+        &self,
+        manifest: Hash,
+        sequences: u64,
+        start: Option<Hash>,
+        mut genesis: Vec<GenesisMember>,
+    ) -> Result<RunConfig> {
         genesis.sort();
+        let mut model = Table::try_from(&self.model).context("the model cannot be written as TOML")?;
+        model.extend(start.map(|root| (start_model::KEY.to_owned(), Value::String(root.to_string()))));
         let shared = self.shared.clone();
         let config = RunConfig {
             protocol: PROTOCOL,
@@ -205,7 +217,7 @@ impl RunPlan {
             verification: shared.verification,
             rewards: shared.rewards,
             storage: shared.storage,
-            model: Table::try_from(&self.model).context("the model cannot be written as TOML")?,
+            model,
             training: Table::try_from(&self.training).context("the training cannot be written as TOML")?,
             genesis,
         };
@@ -256,9 +268,9 @@ impl RunPlan {
 /// # Errors
 /// A configuration that this build's trainer refuses (exit code 2: it came from a stranger's ticket or a damaged file).
 pub fn trainer_of(config: &RunConfig) -> Result<(ModelConfig, TrainingConfig)> {
-    let model: ModelConfig = config
-        .model
-        .clone()
+    let mut model = config.model.clone();
+    model.remove(start_model::KEY);
+    let model: ModelConfig = model
         .try_into()
         .map_err(|error| usage(format!("[model] of the run: {}", plain(&error))))?;
     let training: TrainingConfig = config
@@ -324,14 +336,42 @@ fn rate_of_dense(table: &mut Table) {
     }
 }
 
-/// A preset's name, or a table that may start from one (`preset = "5m"`). Vocabulary and longest sequence follow from tokenizer
-/// and training unless they are given.
-fn model_of(value: Value, tokenizer: TokenizerKind, seq_len: usize) -> Result<ModelConfig> {
+/// A preset's name, or a table that may start from one (`preset = "5m"`) or from a model (`from = "PATH"`, relative to `folder`), which is then
+/// returned too. Vocabulary and longest sequence follow from tokenizer and training unless they are given.
+fn model_of(
+    value: Value,
+    tokenizer: TokenizerKind,
+    seq_len: usize,
+    folder: &Path,
+) -> Result<(ModelConfig, Option<PathBuf>)> {
     let mut given = match value {
         Value::String(preset) => Table::from_iter([("preset".to_owned(), Value::String(preset))]),
         Value::Table(table) => table,
         other => return Err(usage(format!("model = {other}: expected \"demo\" or a table [model]"))),
     };
+    let vocab = datasets::Tokenizer::new(tokenizer).vocab_size();
+    let model = match given.remove("from") {
+        Some(from) => {
+            let path = from.as_str().map(|path| folder.join(path)).ok_or_else(|| {
+                usage(format!(
+                    "model.from = {from}: expected the path of a Hugging Face folder or a GGUF file"
+                ))
+            })?;
+            (started(given, &path)?, Some(path))
+        }
+        None => (shaped(given, vocab, seq_len)?, None),
+    };
+    if model.0.vocab_size < vocab {
+        let found = model.0.vocab_size;
+        return Err(usage(format!(
+            "model.vocab_size = {found}: at least {vocab} for tokenizer \"{tokenizer}\"; leave it out"
+        )));
+    }
+    Ok(model)
+}
+
+/// The shape of a preset with what was `given` over it.
+fn shaped(mut given: Table, vocab: usize, seq_len: usize) -> Result<ModelConfig> {
     let preset = given.remove("preset").unwrap_or_else(default_model);
     let mut base = preset.as_str().and_then(ModelConfig::preset).ok_or_else(|| {
         let names: Vec<&str> = ModelConfig::presets().map(|(name, _)| name).collect();
@@ -340,25 +380,43 @@ fn model_of(value: Value, tokenizer: TokenizerKind, seq_len: usize) -> Result<Mo
             "model = {preset}: no such preset; there are {names}, or give a table [model]"
         ))
     })?;
-    base.vocab_size = datasets::Tokenizer::new(tokenizer).vocab_size();
+    base.vocab_size = vocab;
     base.max_seq_len = base.max_seq_len.max(seq_len);
-    let mut table = Table::try_from(&base).context("a preset cannot be written as TOML")?;
     // A width alone changes the number of heads of keys with it.
     if let (Some(heads), None) = (given.get("heads").cloned(), given.get("kv_heads")) {
         given.insert("kv_heads".to_owned(), heads);
     }
-    table.extend(given);
-    let model: ModelConfig = table
-        .try_into()
-        .map_err(|error| usage(format!("[model]: {}", plain(&error))))?;
-    let vocab = base.vocab_size;
-    if model.vocab_size < vocab {
-        let found = model.vocab_size;
+    laid_over(&base, given)
+}
+
+/// The shape of the model at `path` with what was `given` over it: only what leaves its parameters as they are.
+fn started(given: Table, path: &Path) -> Result<ModelConfig> {
+    let base = start_model::shape(path)?;
+    if let Some(key) = given
+        .keys()
+        .find(|key| !["max_seq_len", "rope_theta", "rope_scaling"].contains(&key.as_str()))
+    {
         return Err(usage(format!(
-            "model.vocab_size = {found}: at least {vocab} for tokenizer \"{tokenizer}\"; leave it out"
+            "model.{key}: with model.from, the shape is that of the model; leave it out (max_seq_len, rope_theta and rope_scaling may be given)"
+        )));
+    }
+    let model = laid_over(&base, given)?;
+    if model.param_count() != base.param_count() {
+        let found = model.max_seq_len;
+        return Err(usage(format!(
+            "model.max_seq_len = {found}: the model has {} learned positions; leave it out",
+            base.max_seq_len
         )));
     }
     Ok(model)
+}
+
+fn laid_over(base: &ModelConfig, given: Table) -> Result<ModelConfig> {
+    let mut table = Table::try_from(base).context("a preset cannot be written as TOML")?;
+    table.extend(given);
+    table
+        .try_into()
+        .map_err(|error| usage(format!("[model]: {}", plain(&error))))
 }
 
 /// The tables that are `RunConfig`'s own, with the defaults that follow from other values.
@@ -600,9 +658,12 @@ mod tests {
             weight: 1,
             payout_address: String::new(),
         };
-        let config = plan.agree(Hash::of(b"m"), 10, vec![member]).unwrap();
+        let config = plan
+            .agree(Hash::of(b"m"), 10, Some(Hash::of(b"start")), vec![member])
+            .unwrap();
         let bytes = config.to_canonical_toml();
         let again = RunConfig::from_agreed(bytes.as_bytes(), Some(config.id())).unwrap();
         assert_eq!(trainer_of(&again).unwrap(), (plan.model, plan.training));
+        assert_eq!(start_model::root_of(&again).unwrap(), Some(Hash::of(b"start")));
     }
 }

@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{json, murmur, refused, stderr, tiny_run};
+use common::{decided, ends_within, json, leave, murmur, refused, said, stderr, tiny_run, up, wait};
 use serde_json::Value;
 
 /// Trains alone for two rounds in `peer`, with `sets` over the tiny run.
@@ -130,4 +130,78 @@ fn held_out_loss_and_wrong_models_are_told() {
         (spoken["ids"].as_array().unwrap().len(), &spoken["text"]),
         (3, &Value::Null)
     );
+}
+
+/// A run that starts from `out`; no snapshot is written while it is short.
+const GOES_ON: &str = r#"
+name = "goes on"
+text = ["text.txt"]
+[model]
+from = "out"
+[training]
+seq_len = 32
+batch_sequences = 2
+max_inner_steps = 40
+[membership]
+round_batches = 40
+[timing]
+train_secs = 3.0
+[storage]
+snapshot_rounds = 1000
+"#;
+
+#[test]
+fn a_run_goes_on_from_a_model_and_a_joiner_fetches_it() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    // Enough that what it has learnt shows.
+    let learns = [
+        "training.max_inner_steps=100",
+        "membership.round_batches=100",
+        "training.schedule.warmup_tokens=0",
+    ];
+    train(home, &learns);
+    assert!(murmur(home, &["export", "--dir", "peer", "out"]).status.success());
+    fs::write(home.join("on.toml"), GOES_ON).unwrap();
+    let set = |value: &'static str| ["new", "on.toml", "--dir", "never", "--set", value];
+    refused(home, &set("model.from=absent"), 2, &["model.from", "absent"]);
+    refused(
+        home,
+        &set("model.dim=64"),
+        2,
+        &["model.dim", "the shape is that of the model"],
+    );
+    refused(home, &set("tokenizer=gpt2"), 2, &["model.vocab_size = 256", "50257"]);
+
+    let first = up(home, "a", &["new", "on.toml"]);
+    wait(home, "a", &["round>=1"]);
+    let ticket = String::from_utf8(murmur(home, &["ticket", "--dir", "a"]).stdout).unwrap();
+    let mut second = up(home, "b", &["join", ticket.trim(), "--rounds", "8"]);
+    wait(home, "b", &["members>=2", "tokens>=1", "round>=8"]);
+    leave(home, "a", first);
+    common::interrupt(&second);
+    assert_eq!(ends_within(&mut second.0, 30), Some(0), "{}", said(home, "b"));
+    let (a, b) = (decided(home, "a"), decided(home, "b"));
+    let roots = |lines: &[Value]| -> Vec<(Value, Value)> {
+        lines
+            .iter()
+            .map(|line| (line["round"].clone(), line["model_root"].clone()))
+            .collect()
+    };
+    let (ours, theirs) = (roots(&a), roots(&b));
+    assert!(
+        theirs.iter().filter(|line| ours.contains(line)).count() >= 3,
+        "{ours:?}\n{theirs:?}"
+    );
+    let start = |name: &str| fs::read(home.join(name).join("start.safetensors")).unwrap();
+    assert_eq!(start("a"), start("b"));
+    let before = report(home, &["eval", "--dir", "peer", "--sequences", "8"])["loss"]
+        .as_f64()
+        .unwrap();
+    let loss = a[0]["loss"].as_f64().unwrap();
+    assert!(
+        loss < before + 0.2,
+        "the first round has a loss of {loss}, the model it starts from {before}"
+    );
+    assert!(before < 5.0, "that model has learnt something: {before}");
 }

@@ -33,7 +33,7 @@ mod tokenizer_json;
 pub use archive::ImportError;
 pub use export::{ExportError, export_hf};
 pub use hf_config::{HfConfigError, hf_config, read_hf_config};
-pub use import::{Imported, folder_config, import, import_folder, import_gguf};
+pub use import::{Imported, import, import_folder, import_gguf, model_config};
 pub use tokenizer_json::{gguf_tokenizer, tokenizer_json};
 
 /// Why bytes are not a snapshot of this model, or a file could not be read or written.

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::run::{Start, run};
 use crate::run_file::{RunPlan, Text};
 use crate::units::{Bytes, thousands};
-use crate::{disk, heal, network};
+use crate::{disk, heal, network, start_model};
 
 /// Creates a run and trains in it.
 pub fn new(args: &NewArgs) -> Result<()> {
@@ -173,13 +173,13 @@ fn fill(plan: &RunPlan, dir: &PeerDir, sources: &[std::path::PathBuf], local: &P
         weight: 1,
         payout_address: local.payout_address.clone().unwrap_or_default(),
     };
-    let config = plan.agree(Hash(manifest.root()), manifest.train_sequences(), vec![founder])?;
+    let start = start_model::install(plan, dir)?;
+    let config = plan.agree(Hash(manifest.root()), manifest.train_sequences(), start, vec![founder])?;
     disk::must_fit(&config, &manifest, local.max_disk)?;
     dir.write_run_config(&config)?;
     dir.write_peer_file(local)?;
     Progress::new(false).line(&format!(
-        "a model of {} parameters; {} tokens of text to learn from",
-        thousands(plan.model.param_count() as u64),
+        "{} tokens of text to learn from",
         thousands(manifest.train_tokens)
     ));
     Ok(config)
@@ -275,6 +275,7 @@ async fn fetch_all(
     let config = join::run_config(net, ticket, &peers).await?;
     progress.line(&format!("the run is {}", config.name));
     network::fetch_data(net, dir, &config, max_disk, &peers, progress).await?;
+    network::fetch_start(net, dir, &config, &peers, progress).await?;
     let round = join::chain(net, store, &config, ticket, &peers).await?;
     progress.line(&format!("{round} rounds of records fetched and verified from genesis"));
     Ok(config)

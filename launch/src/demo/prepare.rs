@@ -16,6 +16,7 @@ use crate::failure::usage;
 use crate::peer_dir::{self, KnownPeer, PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::run_file::{RunPlan, Text};
+use crate::start_model;
 use crate::units::thousands;
 
 /// Everything the demo needs before the first peer starts.
@@ -61,7 +62,16 @@ pub fn stage(args: &DemoArgs, progress: &Progress) -> Result<Stage> {
         weight: 1,
         payout_address: String::new(),
     });
-    let config = plan.agree(Hash(manifest.root()), manifest.train_sequences(), genesis.collect())?;
+    let mut start = None;
+    for dir in &dirs {
+        start = start_model::install(&plan, dir)?;
+    }
+    let config = plan.agree(
+        Hash(manifest.root()),
+        manifest.train_sequences(),
+        start,
+        genesis.collect(),
+    )?;
     let known = addresses(keys.iter().map(|keys| keys.id()))?;
     let cheat = args.cheat.map(|_| dirs.len() - 1);
     let mut peers = Vec::new();

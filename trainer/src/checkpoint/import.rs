@@ -35,6 +35,17 @@ pub fn import(path: &Path) -> Result<Imported, ImportError> {
     import_gguf(&Gguf::open(path)?)
 }
 
+/// The shape of the model at `path`, without its parameters.
+///
+/// # Errors
+/// See [`ImportError`].
+pub fn model_config(path: &Path) -> Result<ModelConfig, ImportError> {
+    if path.is_dir() {
+        return folder_config(path);
+    }
+    gguf_config::read(&Gguf::open(path)?)
+}
+
 /// Reads the model in a Hugging Face folder.
 ///
 /// # Errors
@@ -61,10 +72,7 @@ pub fn import_folder(folder: &Path) -> Result<Imported, ImportError> {
 }
 
 /// The shape that a folder's `config.json` describes.
-///
-/// # Errors
-/// It can't be read, or describes no model of ours.
-pub fn folder_config(folder: &Path) -> Result<ModelConfig, ImportError> {
+fn folder_config(folder: &Path) -> Result<ModelConfig, ImportError> {
     let path = folder.join("config.json");
     let len = std::fs::metadata(&path).map_err(at(&path))?.len();
     if len > MAX_CONFIG {

@@ -8,9 +8,9 @@ use crate::config::{ModelConfig, RopeScaling};
 /// The tables of one model.
 pub(super) struct Rope {
     /// Cosines, `[max_seq_len, 1, hd]`, both halves alike.
-    cos: Tensor,
+    pub(super) cos: Tensor,
     /// Sines, `[max_seq_len, 1, hd]`, the first half negated.
-    sin: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl Rope {
