@@ -41,6 +41,15 @@ impl Loaded {
         }
     }
 
+    /// The same for at most `tokens` tokens: tables of rotations are made for those alone, not for the hundred thousand that a `config.json`
+    /// may name. Learned positions are parameters and stay.
+    pub fn for_tokens(mut self, tokens: usize) -> Self {
+        if self.config.family.has_rope() {
+            self.config.max_seq_len = self.config.max_seq_len.min(tokens.max(2));
+        }
+        self
+    }
+
     /// A directory's current model.
     ///
     /// # Errors

@@ -121,6 +121,13 @@ fn held_out_loss_and_wrong_models_are_told() {
         &["token 300", "256"],
     );
     refused(home, &["eval", "--model", "out"], 2, &["TEXT or --ids"]);
+    let long = vec!["65"; 257].join(",");
+    refused(
+        home,
+        &["eval", "--model", "out", "--ids", &long],
+        2,
+        &["257 tokens", "reads 256"],
+    );
     refused(home, &["generate", "--model", "out"], 2, &["PROMPT"]);
     let spoken = report(
         home,

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use tch::{Device, Tensor};
-use trainer::config::{ModelConfig, OptimizerKind, TrainingConfig};
+use trainer::config::{Family, ModelConfig, OptimizerKind, RopeScaling, TrainingConfig};
 use trainer::eval::validation_loss;
 use trainer::generate::{GenerateOptions, generate};
 use trainer::local::{LocalError, LocalRound, RoundInputs, local_round, set_threads, trace_root};
@@ -225,4 +225,61 @@ fn a_token_never_sees_its_future() {
         at(0) < 1e-6 && at(1) < 1e-6 && at(2) < 1e-6 && at(3) > 1e-4,
         "{difference}"
     );
+}
+
+#[test]
+fn every_family_learns_under_either_optimizer() {
+    set_threads(1);
+    let of = |family| ModelConfig {
+        family,
+        kv_heads: if family == Family::Gpt2 { 4 } else { 2 },
+        ..tiny()
+    };
+    let shapes = [
+        ModelConfig {
+            rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
+            ..of(Family::Llama)
+        },
+        of(Family::Qwen2),
+        ModelConfig {
+            head_dim: Some(12),
+            ..of(Family::Qwen3)
+        },
+        of(Family::Gpt2),
+    ];
+    for shape in shapes {
+        for kind in [OptimizerKind::Muon, OptimizerKind::AdamW] {
+            let theta = init_flat(&shape, 1);
+            let mut model = Model::new(&shape, Device::Cpu).unwrap();
+            let inputs = RoundInputs {
+                theta: &theta,
+                global_tokens: 0,
+                batches: &mut |_| Some(batch(1)),
+                keep_going: &mut |_| true,
+                observe: &mut |_, _| (),
+            };
+            let learnt = local_round(&mut model, &training(kind, 25), inputs).unwrap();
+            let (first, last) = (learnt.first_loss, learnt.last_loss);
+            assert!(
+                (first - 64.0_f64.ln()).abs() < 0.2 && last < 0.7 * first,
+                "{shape:?} {kind:?}: {first} {last}"
+            );
+            // Every parameter that can matter moved: a piece read from the wrong place would leave another untouched. A key's bias
+            // shifts all scores of a query alike, which softmax does not see; embeddings of tokens that were not met stay.
+            for entry in Layout::new(&shape)
+                .entries
+                .iter()
+                .filter(|entry| !entry.name.contains("embed"))
+            {
+                let moved = learnt.delta[entry.offset..entry.offset + entry.len]
+                    .iter()
+                    .any(|x| *x != 0.0);
+                assert!(
+                    moved || entry.name.ends_with("k_proj.bias"),
+                    "{shape:?} {kind:?}: {} stood still",
+                    entry.name
+                );
+            }
+        }
+    }
 }

@@ -50,6 +50,14 @@ fn held_out(args: &EvalArgs) -> Result<()> {
 fn on_tokens(args: &EvalArgs, text: Option<&str>) -> Result<()> {
     let loaded = Loaded::open(&args.source)?;
     let tokens = tokens_of(&loaded.vocabulary, text, &args.ids)?;
+    let context = loaded.config.max_seq_len;
+    if tokens.len() > context {
+        let found = tokens.len();
+        return Err(usage(format!(
+            "eval: {found} tokens, but the model reads {context}; shorten the text"
+        )));
+    }
+    let loaded = loaded.for_tokens(tokens.len());
     let mut model = Model::new(&loaded.config, device(Some(&args.device))?)?;
     let reading = read(&mut model, &loaded.theta, &tokens).map_err(usage)?;
     let next: Vec<Next> = likeliest(&reading.next, args.top)

@@ -20,7 +20,10 @@ use crate::vocabulary::Vocabulary;
 
 /// Prints the prompt and what the model adds to it, as it comes.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let mut speaker = Speaker::new(Loaded::open(&args.source)?, Some(&args.device))?;
+    let loaded = Loaded::open(&args.source)?;
+    let tokens = tokens_of(&loaded.vocabulary, args.prompt.as_deref(), &args.ids)?;
+    let loaded = loaded.for_tokens(tokens.len().saturating_add(args.max_tokens));
+    let mut speaker = Speaker::new(loaded, Some(&args.device))?;
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         temperature: args.temperature,
@@ -28,7 +31,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         top_p: args.top_p,
         seed: args.seed,
     };
-    let tokens = tokens_of(&speaker.vocabulary, args.prompt.as_deref(), &args.ids)?;
     let prompt = args.prompt.as_deref().unwrap_or_default();
     if !args.json {
         print!("{prompt}");
