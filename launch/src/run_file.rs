@@ -13,7 +13,8 @@ use datasets::TokenizerKind;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use trainer::compress::{AnyCodec, Codec, DenseCodec, SparseCodec, accumulator_zero_root};
-use trainer::config::{ModelConfig, TrainingConfig, TrainingMemory};
+use trainer::config::{ModelConfig, TrainingConfig};
+use trainer::memory::Need;
 
 use crate::failure::usage;
 use crate::start_model;
@@ -231,13 +232,13 @@ impl RunPlan {
     pub fn size(&self) -> String {
         let params = self.model.param_count() as u64;
         let flops = self.model.flops_per_token_at(self.training.seq_len) as f64;
-        let memory = TrainingMemory::new(&self.model, &self.training);
-        let state = Bytes(memory.total() - memory.activations);
+        let need = Need::of_training(&self.model, &self.training);
+        let state = Bytes(need.total() - need.activations);
         format!(
             "the model has {} parameters; training takes {:.1} MFLOP a token, {state} for parameters, gradient and moments, and about {} for a batch of {} x {} tokens",
             thousands(params),
             flops / 1e6,
-            Bytes(memory.activations),
+            Bytes(need.activations),
             self.training.batch_sequences,
             self.training.seq_len
         )

@@ -6,11 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-mod memory;
 mod model;
 mod presets;
 
-pub use memory::TrainingMemory;
 pub use model::{Family, ModelConfig, RopeScaling};
 
 /// A value outside its bound: which, what was found, what is allowed, and what to do.

@@ -4,7 +4,7 @@
 //! and the buffers of the pass. What is not planned are libtorch itself and what its operators take in passing, for which see
 //! [`Need::passing`]. The prediction is of what training adds to a process that has the model's code loaded already.
 
-use crate::config::{ModelConfig, OptimizerKind, Precision, TrainingConfig};
+use crate::config::{Family, ModelConfig, OptimizerKind, Precision, TrainingConfig};
 use crate::kernels::Bf16;
 use crate::model::by_hand::ByHand;
 use crate::model::{Layout, block_matrices};
@@ -42,9 +42,10 @@ impl Need {
     pub fn of_training(model: &ModelConfig, training: &TrainingConfig) -> Self {
         let layout = Layout::new(model);
         let (batch, seq, again) = (training.sequences_at_once(), training.seq_len, training.recompute);
-        let activations = match training.precision {
-            Precision::Fp32 => ByHand::<f32>::bytes(model, batch, seq, again),
-            Precision::Bf16 => ByHand::<Bf16>::bytes(model, batch, seq, again),
+        let activations = match (model.family, training.precision) {
+            (Family::Llama, Precision::Fp32) => ByHand::<f32>::bytes(model, batch, seq, again),
+            (Family::Llama, Precision::Bf16) => ByHand::<Bf16>::bytes(model, batch, seq, again),
+            _ => (batch * seq) as u128 * by_autograd(model),
         };
         let all = 4 * layout.total as u64;
         let matrices = 4 * layout.matrices.len() as u64;
@@ -79,6 +80,16 @@ impl Need {
             _ => Ok(()),
         }
     }
+}
+
+/// Bytes that autograd keeps per token, for the models that are not written out: in every block the residual stream and its norms (6 `dim`),
+/// queries, keys and values before and after they are turned and what attention mixed (3 `q_dim + 3 kv_dim`), and the feed-forward before and
+/// after its activation (4 `ffn`, 2 without a gate); then the scores and their softmax (2 `vocab`). An estimate: attention keeps no
+/// square of the length, and what operators take in passing is not counted.
+fn by_autograd(model: &ModelConfig) -> u128 {
+    let feed_forward = if model.family.has_gate() { 4 } else { 2 } * model.ffn;
+    let block = 6 * model.dim + 3 * (model.q_dim() + model.kv_dim()) + feed_forward;
+    4 * (model.layers * block + 2 * model.vocab_size) as u128
 }
 
 /// Bytes of Muon's iteration on its largest group: the gathered directions, two generations of the iterate, and two of the small squares.

@@ -176,8 +176,9 @@ impl<N: Number> ByHand<N> {
     pub(crate) fn new(model: &Model, batch: usize, seq: usize, checkpoint: bool) -> Result<Self, TchError> {
         let (config, layout) = (model.config(), model.layout());
         let s = Sizes::new(config, batch, seq);
-        let (blocks, last_norm, [embedding, head]) = places(config, layout)
-            .ok_or_else(|| TchError::Shape("the layout is not one that is written out by hand".to_owned()))?;
+        let refused = || TchError::Shape("the layout is not one that is written out by hand".to_owned());
+        let (blocks, last_norm, [embedding, head]) = places(config, layout).ok_or_else(refused)?;
+        let rope = model.rope.as_ref().ok_or_else(refused)?;
         let narrow = N::KIND != tch::Kind::Float;
         let largest = blocks
             .iter()
@@ -191,7 +192,7 @@ impl<N: Number> ByHand<N> {
             last_norm,
             embedding,
             head,
-            tables: [host::to_vec(&model.cos), host::to_vec(&model.sin)],
+            tables: [host::to_vec(&rope.cos), host::to_vec(&rope.sin)],
             inputs: (0..=config.layers)
                 .map(|_| Buffer::new(dim))
                 .collect::<Result<_, _>>()?,
