@@ -690,6 +690,36 @@ mod tests {
     }
 
     #[test]
+    fn families_with_biases_or_more_norms_are_left_to_autograd() {
+        use crate::config::Family;
+        for (family, supported) in [
+            (Family::Llama, true),
+            (Family::Qwen2, false),
+            (Family::Qwen3, false),
+            (Family::Gpt2, false),
+        ] {
+            let config = ModelConfig {
+                family,
+                ..config(4, 4, true)
+            };
+            let model = Model::new(&config, Device::Cpu).unwrap();
+            assert_eq!(ByHand::<f32>::supports(&model), supported, "{family:?}");
+        }
+    }
+
+    #[test]
+    fn heads_of_another_width_than_their_share_are_covered() {
+        let config = ModelConfig {
+            head_dim: Some(20),
+            ..config(4, 2, true)
+        };
+        let model = model(&config);
+        let (_, expected) = by_autograd(&model, &tokens(2));
+        let (_, found) = by_hand::<f32>(&model, &tokens(2), 2, false);
+        assert_near(&model, &found, &expected, 1e-5, "heads of 20");
+    }
+
+    #[test]
     fn a_batch_in_pieces_has_the_gradient_of_the_whole() {
         let model = model(&config(4, 2, true));
         let (loss, expected) = by_hand::<f32>(&model, &tokens(6), 6, false);
