@@ -55,7 +55,8 @@ class Peer:
     def __init__(self, home, name, *args):
         self.home, self.name, self.dir = home, name, home / name
         log = open(home / f"{name}.log", "ab")
-        command = [MURMUR, *args, "--dir", name, "--relay", "none", "--threads", "1"]
+        here = ["--relay", "none", "--bind", "127.0.0.1:0"]
+        command = [MURMUR, *args, "--dir", name, *here, "--threads", "1"]
         self.process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
         Peer.all.append(self)
 

@@ -21,7 +21,7 @@ use crate::types::PeerId;
 /// A connection that says nothing for this long is gone.
 const IDLE: Duration = Duration::from_secs(5);
 /// What keeps a silent but living connection from being idle.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// How long [`address`] waits for the first direct address.
 const FIRST_ADDRESS: Duration = Duration::from_secs(2);
 

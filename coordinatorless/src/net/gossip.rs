@@ -1,8 +1,10 @@
 //! Announcements by gossip: what even those should hear to whom there is no link. The topic is the run.
 //!
-//! Gossip is best effort: a message may be lost, or come late, or twice; what matters is repeated by its author. Two traps of
-//! `iroh-gossip` are met here: a subscriber that lags is closed (so we subscribe again), and a partition that outlasts the idle
-//! time never heals by itself (so known members that are no neighbours are asked again from time to time).
+//! Gossip is best effort: a message may be lost, or come late, or twice; what matters is repeated by its author. Three traps of
+//! `iroh-gossip` are met here: a subscriber that lags is closed (so we subscribe again); a partition that outlasts the idle
+//! time never heals by itself (so a member that is no neighbour is asked again from time to time); and a peer has room for five neighbours, so
+//! that one more puts another out, who looks for one more itself. So only those who have few ask for more: when everyone asked for everyone,
+//! sixteen peers did nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +17,7 @@ use iroh_gossip::api::{Event, GossipReceiver, GossipSender};
 use iroh_gossip::net::Gossip;
 use iroh_gossip::proto::TopicId;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
@@ -29,10 +32,14 @@ pub(super) const MAX_MESSAGE: usize = 64 << 10;
 pub(super) const MAX_ANNOUNCEMENT: usize = MAX_MESSAGE - 128;
 /// Announcements waiting to go out.
 const WAITING: usize = 256;
-/// How often members that are no neighbours are asked to be.
-const REJOIN: Duration = Duration::from_secs(10);
-/// How many of them at a time.
-const REJOIN_MEMBERS: usize = 2;
+/// Whoever has fewer neighbours than this asks for more: below the five that `iroh-gossip` has room for, so that asking ends.
+const FEW: usize = 3;
+/// How often it is looked whether they are few.
+const LOOK: Duration = Duration::from_secs(10);
+/// One member that is no neighbour is asked this often even so: it may be in another part of a network that was cut.
+const MEND: Duration = Duration::from_secs(120);
+/// How often a peer tells everyone its address at most, when it has new neighbours; these are told at once.
+const CARD: Duration = Duration::from_secs(30);
 
 /// The run's topic.
 #[derive(Debug)]
@@ -87,8 +94,12 @@ impl Announcer {
 
     /// Whom to gossip with first.
     pub fn set_members(&self, members: &[PeerId]) {
-        let keys = members.iter().filter_map(|&peer| public_key(peer).ok()).collect();
-        self.members.send_replace(keys);
+        let keys: Vec<PublicKey> = members.iter().filter_map(|&peer| public_key(peer).ok()).collect();
+        self.members.send_if_modified(|known| {
+            let changed = *known != keys;
+            *known = keys;
+            changed
+        });
     }
 
     /// Announces a frame; `false` if it is over the limit or too many wait.
@@ -114,52 +125,49 @@ impl Actor {
 
     /// One subscription, until it ends.
     async fn subscription(&mut self) -> Result<(), NetError> {
-        let members = self.members.borrow_and_update().clone();
+        let first = some(self.members.borrow_and_update().clone(), FEW);
         let topic = self
             .gossip
-            .subscribe(self.topic, members)
+            .subscribe(self.topic, first)
             .await
             .map_err(|error| NetError::Gossip(error.to_string()))?;
         let (sender, mut receiver) = topic.split();
-        let mut rejoin = tokio::time::interval(REJOIN);
+        let mut look = tokio::time::interval(LOOK);
+        let mut mend = tokio::time::interval_at(Instant::now() + MEND, MEND);
+        let mut told = None;
         loop {
             tokio::select! {
                 event = receiver.next() => match event {
-                    Some(Ok(event)) => self.received(event, &sender).await,
+                    Some(Ok(event)) => self.received(event, &sender, &mut told).await,
                     Some(Err(error)) => return Err(NetError::Gossip(error.to_string())),
                     None => return Ok(()),
                 },
                 Some((kind, frame)) = self.outbox.recv() => send(&sender, kind, &frame).await?,
                 Ok(()) = self.members.changed() => {
-                    let members = self.members.borrow_and_update().clone();
-                    join(&sender, members).await?;
+                    self.members.mark_unchanged();
+                    join(&sender, self.lacking(&receiver)).await?;
                 }
-                _ = rejoin.tick() => {
-                    let absent = self.absent(&receiver);
-                    join(&sender, absent).await?;
-                }
+                _ = look.tick() => join(&sender, self.lacking(&receiver)).await?,
+                _ = mend.tick() => join(&sender, self.absent(&receiver, 1)).await?,
             }
         }
     }
 
-    /// A few members that are no neighbours, others each time.
-    fn absent(&self, receiver: &GossipReceiver) -> Vec<PublicKey> {
-        let members = self.members.borrow();
-        let neighbors: Vec<PublicKey> = receiver.neighbors().collect();
-        let mut absent: Vec<PublicKey> = members
-            .iter()
-            .filter(|member| !neighbors.contains(member))
-            .copied()
-            .collect();
-        if !absent.is_empty() {
-            let start = rand::random_range(0..absent.len());
-            absent.rotate_left(start);
-            absent.truncate(REJOIN_MEMBERS);
-        }
-        absent
+    /// Members that are no neighbours: as many as there are too few of.
+    fn lacking(&self, receiver: &GossipReceiver) -> Vec<PublicKey> {
+        self.absent(receiver, FEW.saturating_sub(receiver.neighbors().count()))
     }
 
-    async fn received(&self, event: Event, sender: &GossipSender) {
+    /// Up to `count` members that are no neighbours, drawn anew each time.
+    fn absent(&self, receiver: &GossipReceiver, count: usize) -> Vec<PublicKey> {
+        let neighbors: Vec<PublicKey> = receiver.neighbors().collect();
+        let mut absent = self.members.borrow().clone();
+        absent.retain(|member| !neighbors.contains(member));
+        some(absent, count)
+    }
+
+    /// `told` is when everyone was last told this peer's address.
+    async fn received(&self, event: Event, sender: &GossipSender, told: &mut Option<Instant>) {
         match event {
             Event::Received(message) => self.deliver(peer_id(message.delivered_from), message.content).await,
             Event::Lagged => {
@@ -167,7 +175,14 @@ impl Actor {
             }
             Event::NeighborUp(_) => {
                 let card = self.book.own_card(&address(&self.endpoint).await);
-                if let Err(error) = send(sender, Kind::Card, &card).await {
+                let everyone = told.is_none_or(|at| at.elapsed() >= CARD);
+                let sent = if everyone {
+                    *told = Some(Instant::now());
+                    send(sender, Kind::Card, &card).await
+                } else {
+                    send_to_neighbors(sender, Kind::Card, &card).await
+                };
+                if let Err(error) = sent {
                     tracing::debug!(%error, "own address not announced");
                 }
             }
@@ -193,14 +208,31 @@ impl Actor {
     }
 }
 
-async fn send(sender: &GossipSender, kind: Kind, frame: &[u8]) -> Result<(), NetError> {
+/// `count` of these, drawn at random; all, if there are no more.
+fn some(mut peers: Vec<PublicKey>, count: usize) -> Vec<PublicKey> {
+    for place in 0..count.min(peers.len()) {
+        let other = rand::random_range(place..peers.len());
+        peers.swap(place, other);
+    }
+    peers.truncate(count);
+    peers
+}
+
+fn message(kind: Kind, frame: &[u8]) -> Bytes {
     let mut message = BytesMut::with_capacity(1 + frame.len());
     message.put_u8(kind as u8);
     message.put_slice(frame);
-    sender
-        .broadcast(message.freeze())
-        .await
-        .map_err(|error| NetError::Gossip(error.to_string()))
+    message.freeze()
+}
+
+async fn send(sender: &GossipSender, kind: Kind, frame: &[u8]) -> Result<(), NetError> {
+    let sent = sender.broadcast(message(kind, frame)).await;
+    sent.map_err(|error| NetError::Gossip(error.to_string()))
+}
+
+async fn send_to_neighbors(sender: &GossipSender, kind: Kind, frame: &[u8]) -> Result<(), NetError> {
+    let sent = sender.broadcast_neighbors(message(kind, frame)).await;
+    sent.map_err(|error| NetError::Gossip(error.to_string()))
 }
 
 async fn join(sender: &GossipSender, peers: Vec<PublicKey>) -> Result<(), NetError> {
