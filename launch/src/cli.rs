@@ -67,9 +67,10 @@ pub enum Command {
         after_help = "Example:\n  murmur generate --dir ~/murmur \"To be, or not to be\" --max-tokens 200\n  murmur generate --model ./SmolLM2-135M.gguf \"The capital of France is\" --temperature 0"
     )]
     Generate(GenerateArgs),
-    /// Tells a model's loss on a text, and what it expects next; without a text, its loss on the run's held-out data.
+    /// Tells a model's loss on a text, and what it expects next; without a text, its loss on the run's held-out data. Or answers multiple-choice
+    /// questions.
     #[command(
-        after_help = "Example:\n  murmur eval --dir ~/murmur\n  murmur eval --model ./SmolLM2-135M.gguf \"The capital of France is\" --top 5 --json"
+        after_help = "Example:\n  murmur eval --dir ~/murmur\n  murmur eval --model ./SmolLM2-135M.gguf \"The capital of France is\" --top 5 --json\n  murmur eval --dir ~/murmur --tasks questions.jsonl"
     )]
     Eval(EvalArgs),
     /// Writes the model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json, generation_config.json.
@@ -411,6 +412,9 @@ pub struct GenerateArgs {
     /// Only the likeliest tokens that together reach this probability.
     #[arg(long, default_value_t = 1.0, value_name = "P")]
     pub top_p: f64,
+    /// Above 1, makes what is there already less likely; 1.1 to 1.3 are usual.
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub repetition_penalty: f64,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
@@ -435,6 +439,9 @@ pub struct EvalArgs {
     /// How many of the likeliest next tokens to tell.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub top: usize,
+    /// Multiple-choice questions to answer by likelihood: one JSON object a line, {"question": …, "choices": […], "answer": 0 or "A"}.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids"])]
+    pub tasks: Option<PathBuf>,
     /// With --json, every score at every place too (vocabulary times tokens).
     #[arg(long, requires = "json")]
     pub logits: bool,

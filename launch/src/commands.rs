@@ -10,6 +10,7 @@ pub mod ledger;
 mod member;
 mod sim;
 mod status;
+mod tasks;
 pub mod wait;
 
 use std::path::Path;

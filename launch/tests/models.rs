@@ -85,6 +85,43 @@ fn an_exported_model_reads_and_speaks_as_the_peers_own() {
 }
 
 #[test]
+fn multiple_choice_is_answered_by_likelihood() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    train(home, &[]);
+    let line = |answer: &str| {
+        format!(r#"{{"question": "line 1: the quick brown", "choices": ["fox", "QZ"], "answer": {answer}}}"#) + "\n"
+    };
+    fs::write(
+        home.join("tasks.jsonl"),
+        line("0") + "\n" + &line("\"fox\"") + &line("\"B\""),
+    )
+    .unwrap();
+    let found = report(home, &["eval", "--dir", "peer", "--tasks", "tasks.jsonl"]);
+    assert_eq!(
+        (&found["questions"], &found["chance"]),
+        (&Value::from(3), &Value::from(0.5))
+    );
+    // One of the three claims the opposite of the others, so whatever the model prefers, one or two are right.
+    let accuracy = found["accuracy"].as_f64().unwrap();
+    assert!(
+        [1.0 / 3.0, 2.0 / 3.0]
+            .iter()
+            .any(|share| (share - accuracy).abs() < 1e-9),
+        "{accuracy}"
+    );
+    let refuse = |text: &str, words: &[&str]| {
+        fs::write(home.join("wrong.jsonl"), text).unwrap();
+        refused(home, &["eval", "--dir", "peer", "--tasks", "wrong.jsonl"], 2, words);
+    };
+    refuse("", &["wrong.jsonl", "at least one question"]);
+    refuse(&(line("0") + "{"), &["line 2"]);
+    refuse(&line("2"), &["line 1", "among 2", "found 2"]);
+    refuse(&line("0").replace(", \"QZ\"", ""), &["at least 2 choices, found 1"]);
+    refused(home, &["eval", "--dir", "peer", "--tasks", "absent"], 2, &["absent"]);
+}
+
+#[test]
 fn held_out_loss_and_wrong_models_are_told() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();

@@ -19,6 +19,8 @@ pub struct GenerateOptions {
     pub top_k: usize,
     /// Only the likeliest tokens that together reach this probability (nucleus sampling, arXiv 1904.09751); 1 for all.
     pub top_p: f64,
+    /// Divides the scores above zero of tokens that are there already, and multiplies those below (CTRL, arXiv 1909.05858, section 4.1); 1 for none.
+    pub repetition_penalty: f64,
     /// Seed of the draws.
     pub seed: u64,
 }
@@ -30,6 +32,7 @@ impl Default for GenerateOptions {
             temperature: 0.8,
             top_k: 50,
             top_p: 1.0,
+            repetition_penalty: 1.0,
             seed: 0,
         }
     }
@@ -89,7 +92,9 @@ pub fn generate(
         let mut eight = [0; 8];
         draws.fill(&mut eight);
         let uniform = (u64::from_le_bytes(eight) >> 11) as f64 / (1_u64 << 53) as f64;
-        let token = draw(&next_scores(model, &tokens, &mut cache), options, uniform)?;
+        let mut scores = next_scores(model, &tokens, &mut cache);
+        penalise(&mut scores, &tokens, options.repetition_penalty);
+        let token = draw(&scores, options, uniform)?;
         tokens.push(token);
         on_token(token);
     }
@@ -118,7 +123,36 @@ fn check(model: &Model, prompt: &[u32], options: &GenerateOptions) -> Result<(),
             bound: "above 0, at most 1",
         });
     }
+    if !(1.0..=100.0).contains(&options.repetition_penalty) {
+        return Err(GenerateError::Option {
+            option: "repetition_penalty",
+            found: options.repetition_penalty,
+            bound: "1 to 100",
+        });
+    }
     Ok(())
+}
+
+/// Makes every token of `tokens` less likely, once each however often it is there.
+fn penalise(scores: &mut [f32], tokens: &[u32], penalty: f64) {
+    if penalty == 1.0 {
+        return;
+    }
+    let penalty = penalty as f32;
+    let mut seen = vec![false; scores.len()];
+    for &token in tokens {
+        let place = token as usize;
+        if let Some(score) = scores
+            .get_mut(place)
+            .filter(|_| !std::mem::replace(&mut seen[place], true))
+        {
+            *score = if *score > 0.0 {
+                *score / penalty
+            } else {
+                *score * penalty
+            };
+        }
+    }
 }
 
 /// The scores of the token after `tokens`, `vocab_size` of them, reading at most the last `max_seq_len`. `cache` holds what the call before
@@ -236,6 +270,15 @@ mod tests {
                 .round(),
             1.0
         );
+    }
+
+    #[test]
+    fn what_was_said_is_less_likely_once_and_not_once_for_each_time() {
+        let mut scores = SCORES;
+        penalise(&mut scores, &[1, 3, 1, 1], 2.0);
+        assert_eq!(scores, [0.0, 1.0, 1.0, -2.0]);
+        penalise(&mut scores, &[0, 1, 2, 3], 1.0);
+        assert_eq!(scores, [0.0, 1.0, 1.0, -2.0]);
     }
 
     #[test]

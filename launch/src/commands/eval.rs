@@ -7,7 +7,7 @@ use trainer::eval::{Reading, read};
 use trainer::model::Model;
 
 use super::generate::{Speaker, tokens_of};
-use super::print_json;
+use super::{print_json, tasks};
 use crate::cli::EvalArgs;
 use crate::device::device;
 use crate::failure::usage;
@@ -17,6 +17,9 @@ use crate::vocabulary::Vocabulary;
 
 /// Reads what was given, or the run's held-out data.
 pub fn run(args: &EvalArgs) -> Result<()> {
+    if let Some(file) = &args.tasks {
+        return tasks::run(args, file);
+    }
     match &args.text {
         None if args.ids.is_empty() => held_out(args),
         text => on_tokens(args, text.as_deref()),

@@ -29,6 +29,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
+        repetition_penalty: args.repetition_penalty,
         seed: args.seed,
     };
     let prompt = args.prompt.as_deref().unwrap_or_default();
