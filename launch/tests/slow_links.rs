@@ -1,5 +1,5 @@
-//! Four real peers, each in a network namespace of its own behind a line of 20 Mbit/s that drops what its short queue cannot hold.
-//! One is cut off for longer than any connection lasts in silence, and comes back. Needs root; the gate says so where it is not.
+//! Four real peers, each in a network namespace of its own behind a line of 20 Mbit/s that drops what its short queue cannot hold,
+//! and, where nftables are installed, every fiftieth packet besides. One is cut off for longer than any connection lasts in silence, and comes back. Needs root; the gate says so where it is not.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
@@ -82,6 +82,36 @@ impl Lan {
     /// Plugs a host's cable in, or pulls it.
     fn plug(&self, host: usize, state: &str) {
         ip(&format!("-n {} link set port{host} {state}", self.switch));
+    }
+
+    /// From now on every host loses one packet in fifty that comes in; `false` where there is no nftables to do it.
+    fn lose(&self) -> bool {
+        let chain = [
+            "add",
+            "chain",
+            "inet",
+            "loss",
+            "in",
+            "{ type filter hook input priority 0 ; }",
+        ];
+        let rule = "add rule inet loss in ip protocol udp numgen random mod 50 < 1 drop";
+        let table = "add table inet loss";
+        self.hosts.iter().all(|host| {
+            [
+                table.split(' ').collect(),
+                chain.to_vec(),
+                rule.split(' ').collect::<Vec<_>>(),
+            ]
+            .iter()
+            .all(|args| {
+                let nft = Command::new("ip")
+                    .args(["netns", "exec", host, "nft"])
+                    .args(args)
+                    .stderr(Stdio::null())
+                    .status();
+                nft.is_ok_and(|status| status.success())
+            })
+        })
     }
 
     /// Packets that the queues dropped so far.
@@ -199,6 +229,15 @@ fn netns_a_peer_cut_off_for_45_seconds_comes_back_over_slow_links() {
         })
         .collect();
     until(home, "all four count", 90, || ids.iter().all(|id| counted(home, id, 0)));
+
+    println!(
+        "{}",
+        if lan.lose() {
+            "one packet in fifty is lost"
+        } else {
+            "no packets are lost on purpose: nft is not installed"
+        }
+    );
 
     let before = last_round(home, 0);
     lan.plug(3, "down");
