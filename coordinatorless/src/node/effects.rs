@@ -19,6 +19,7 @@ impl Driver {
         for effect in effects {
             self.effect(effect)?;
         }
+        self.apply_next();
         Ok(())
     }
 
@@ -54,10 +55,8 @@ impl Driver {
             }
             Effect::StopTraining(_) => self.node.host.stop.up_to(self.training),
             Effect::Fetch { commit, providers, .. } => self.fetch(commit, providers),
-            Effect::Apply(decided) => {
-                self.applying.push_back(decided);
-                self.apply_next();
-            }
+            // Begun when all effects are carried out: then it is known how far there is to go.
+            Effect::Apply(decided) => self.applying.push_back(decided),
             Effect::Rollback { branch, round } => {
                 self.node.store.truncate_above(round)?;
                 self.applying.clear();
@@ -100,10 +99,15 @@ impl Driver {
             .spawn(async move { Job::Wanted(blob, transfer::want(net, commit, providers, check).await) });
     }
 
-    /// One record at a time: gathered, then applied.
+    /// One record at a time: gathered, then applied. If there are more than anyone keeps the contributions of (R17), a snapshot is the way.
     pub(super) fn apply_next(&mut self) {
         if self.busy {
             return;
+        }
+        if self.applying.len() as u64 > transfer::reach(self.node.config.run.storage.snapshot_rounds) {
+            self.applying.clear();
+            let (branch, round) = (self.state.chain().agreed.branch, self.state.chain().agreed.round);
+            return self.load_model(branch, round);
         }
         let Some(decided) = self.applying.pop_front() else {
             return;

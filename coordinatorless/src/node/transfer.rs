@@ -137,6 +137,11 @@ pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Resu
     Ok(Step { decided, shards })
 }
 
+/// Rounds that may be bridged by contributions: everyone keeps those since the last snapshot but one (R17).
+pub fn reach(spacing: u64) -> u64 {
+    spacing.saturating_mul(2).saturating_add(SPARE)
+}
+
 /// The model after `round`: from the newest snapshot at or before it that can be had, and the counted bytes since. First with what
 /// is known here, if that is near enough; else with snapshots that others offer and the chain certifies. `spacing` is the run's
 /// `snapshot_rounds`: everyone keeps what was counted since the last snapshot but one (R17), so a longer way is not worth trying.
@@ -147,7 +152,7 @@ pub async fn model_source(
     others: &[PeerId],
     spacing: u64,
 ) -> Result<ModelSource, String> {
-    let near = |base: Round| round.0.saturating_sub(base.0) <= spacing.saturating_mul(2).saturating_add(SPARE);
+    let near = |base: Round| round.0.saturating_sub(base.0) <= reach(spacing);
     let mut usable = usable(store, round, snapshots(store));
     if usable.last().map_or(near(Round(0)), |newest| near(newest.round)) {
         match source_from(net, store, round, others, usable.clone()).await {
