@@ -2,7 +2,7 @@
 //! all from the record chain, so anyone who replays the chain has the same balances and the same root.
 //!
 //! Points vest by the round while vesting is short. Where it is long, grants that no audit can single out any more are added up in spans
-//! of a [`SPANS`]th of `vesting_rounds`, and a span vests with its last round. So an account stays within some dozens of entries
+//! of a sixteenth of `vesting_rounds`, and a span vests with its last round. So an account stays within some dozens of entries
 //! whatever the policy, and so does every state of the chain that a peer keeps.
 
 use rkyv::{Archive, Deserialize, Serialize};
