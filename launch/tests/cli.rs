@@ -12,6 +12,26 @@ use common::{command, interrupt, json, murmur, refused, said, start, stderr, tex
 use serde_json::Value;
 
 #[test]
+fn a_gpu_that_is_not_there_is_said_before_anything_is_prepared() {
+    if std::path::Path::new("/dev/nvidia0").exists() {
+        eprintln!("skipped: there is a GPU here");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    tiny_run(home.path());
+    for command in ["train", "new"] {
+        let args = [command, "run.toml", "--dir", "d", "--device", "cuda"];
+        refused(
+            home.path(),
+            &args,
+            2,
+            &["--device cuda", "0 usable GPUs", "--device cpu"],
+        );
+        assert!(!home.path().join("d").exists(), "{command}");
+    }
+}
+
+#[test]
 fn every_command_has_help_with_an_example() {
     let home = tempfile::tempdir().unwrap();
     let help = String::from_utf8(murmur(home.path(), &["--help"]).stdout).unwrap();
