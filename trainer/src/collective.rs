@@ -1,7 +1,7 @@
 //! Ranks of one peer that hold replicas of one model and sum their gradients: a peer with eight cards is one member.
 //!
 //! The trait is what the training loop knows. [`Threads`] is its implementation within a process on the CPU, in which every rank gets the
-//! same bits; [`nccl`] (feature `nccl`, loaded at run time) is that for CUDA devices.
+//! same bits; `collective::nccl` (feature `nccl`, loaded at run time) is that for CUDA devices.
 
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 

@@ -1,4 +1,5 @@
-//! From a pseudo-gradient to bytes: sparse top-k with error feedback, one scale a chunk, Rice-coded positions.
+//! From a pseudo-gradient to bytes. What every codec does stands in [`codec`], and a run chooses one: [`dense`], which sends every value, or
+//! the one below, sparse top-k with error feedback, one scale a chunk, Rice-coded positions.
 //!
 //! Per flat chunk of 4096 parameters, with accumulator `e` and pseudo-gradient `d` (SparseLoCo, arXiv 2508.15706; DeMo, arXiv
 //! 2411.19870; error feedback after Karimireddy et al., arXiv 1901.09847):

@@ -1,9 +1,10 @@
 //! Everything that touches a tensor: the model, its optimizers, the local round, compression, integer aggregation, checkpoints.
 //! It never sees a peer.
 //!
-//! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`] (what that takes),
-//! [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`], [`checkpoint`],
-//! [`generate`], [`eval`], [`mod@bench`].
+//! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`]
+//! (what that takes), [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`],
+//! [`checkpoint`] (files of ours and of others), [`generate`], [`eval`], [`choices`] (multiple choice), [`collective`] (replicas of
+//! one peer; not used by the round yet), [`mod@bench`].
 
 pub mod aggregate;
 pub mod apply;
