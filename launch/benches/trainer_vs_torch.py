@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Murmur's training step beside PyTorch's, on one machine, in alternation: tokens per second and peak memory.
 
-usage: trainer_vs_torch.py MURMUR [--pairs 5] [--threads N] [--steps 10] [--shapes small vocabulary smollm2] [--peers eager bf16 compile] [--json]
+usage: trainer_vs_torch.py MURMUR [--pairs 5] [--threads N] [--steps 10] [--shapes small vocabulary smollm2] [--peers eager bf16 compile]
+                           [--device cpu] [--json]
 
 MURMUR is the binary (target/release/murmur). Needs Python with torch 2.13.0. For each shape and peer, `murmur bench trainer` and the same decoder in
 PyTorch run in turn, each in its own process; a row tells the median of each side and the median of the pairs' ratios. Both train the same
 work on random tokens: forward, backward, gradient clipping to norm 1, AdamW (PyTorch: fused=True), warm-up steps not counted, median over the
-steps. Memory is the process' peak. Absolute times differ from machine to machine; ratios of one run count.
+steps. Memory is the process' peak; on a GPU (`--device cuda`, shapes smollm2-gpu and 1b) it is the most that the device held,
+looked at ten times a second. Absolute times differ from machine to machine; ratios of one run count.
 """
 import argparse
 import json
@@ -20,13 +22,15 @@ SHAPES = {
     "small": dict(dim=256, layers=6, heads=8, kv_heads=8, ffn=688, vocab=256, seq=256, batch=8, tied=False),
     "vocabulary": dict(dim=512, layers=8, heads=8, kv_heads=8, ffn=1376, vocab=50257, seq=512, batch=4, tied=False),
     "smollm2": dict(dim=576, layers=30, heads=9, kv_heads=3, ffn=1536, vocab=49152, seq=512, batch=1, tied=True),
+    "smollm2-gpu": dict(dim=576, layers=30, heads=9, kv_heads=3, ffn=1536, vocab=49152, seq=1024, batch=16, tied=True),
+    "1b": dict(dim=2048, layers=16, heads=32, kv_heads=8, ffn=8192, vocab=49152, seq=2048, batch=4, tied=True),
 }
-# PyTorch's way: eager in fp32, eager under bf16 autocast, compiled in fp32; and the precision that Murmur is measured in beside it.
-PEERS = {"eager": "fp32", "bf16": "bf16", "compile": "fp32"}
+# PyTorch's way: eager in fp32, with TF32, under bf16 autocast, and compiled; and the precision that Murmur is measured in beside it.
+PEERS = {"eager": "fp32", "tf32": "tf32", "bf16": "bf16", "compile": "fp32", "compile-tf32": "tf32", "compile-bf16": "bf16"}
 WARM_UP = 3
 
 
-def torch_side(shape, peer, steps, threads):
+def torch_side(shape, peer, steps, threads, device):
     """Trains in this process and prints one JSON line."""
     import torch
     import torch.nn as nn
@@ -34,6 +38,9 @@ def torch_side(shape, peer, steps, threads):
 
     torch.manual_seed(0)
     torch.set_num_threads(threads)
+    torch.set_default_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = PEERS[peer] == "tf32"
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     dim, heads, kv_heads, ffn, vocab = (shape[k] for k in ("dim", "heads", "kv_heads", "ffn", "vocab"))
     head = dim // heads
 
@@ -88,19 +95,20 @@ def torch_side(shape, peer, steps, threads):
             return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), asked.flatten())
 
     model = Decoder()
-    run = torch.compile(model) if peer == "compile" else model
+    run = torch.compile(model) if peer.startswith("compile") else model
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     seconds = []
     began = time.perf_counter()
     for step in range(WARM_UP + steps):
         tokens = torch.randint(0, vocab, (shape["batch"], shape["seq"] + 1))
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=peer == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=PEERS[peer] == "bf16"):
             loss = run(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        wait()
         if step >= WARM_UP:
             seconds.append(time.perf_counter() - start)
         # As in `murmur bench trainer`.
@@ -112,11 +120,24 @@ def torch_side(shape, peer, steps, threads):
     print(json.dumps(dict(tokens_per_sec=rate, peak_mem_bytes=peak, loss=loss.item())))
 
 
-def murmur_side(binary, shape, precision, steps, threads):
+def murmur_side(binary, shape, precision, steps, threads, device):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items() if name != "tied"]
     flags += ["--tied"] if shape["tied"] else []
-    flags += [f"--steps={steps}", f"--threads={threads}", f"--precision={precision}", "--json"]
-    return json.loads(subprocess.run([binary, "bench", "trainer", *flags], check=True, stdout=subprocess.PIPE).stdout)
+    flags += [f"--steps={steps}", f"--threads={threads}", f"--precision={precision}", f"--device={device}", "--json"]
+    return run([binary, "bench", "trainer", *flags], device)
+
+
+def run(command, device):
+    """What the command prints as JSON, and on a GPU the most bytes that the device held meanwhile."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    process, most = subprocess.Popen(command, stdout=subprocess.PIPE), 0
+    while device == "cuda" and process.poll() is None:
+        most = max(most, int(subprocess.run(query, check=True, stdout=subprocess.PIPE).stdout.split()[0]) << 20)
+        time.sleep(0.1)
+    out = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}: exit {process.returncode}")
+    return {**json.loads(out), "device_bytes": most}
 
 
 def compare(args, name, peer):
@@ -124,10 +145,13 @@ def compare(args, name, peer):
     shape, precision = SHAPES[name], PEERS[peer]
     ours, theirs = [], []
     for _ in range(args.pairs):
-        report = murmur_side(args.murmur, shape, precision, args.steps, args.threads)
-        ours.append({**report["rows"][0], "peak": report["peak"][f"{precision}_gflops"]})
+        report = murmur_side(args.murmur, shape, precision, args.steps, args.threads, args.device)
+        held = {"peak_mem_bytes": report["device_bytes"]} if report["device_bytes"] else {}
+        ours.append({**report["rows"][0], **held, "peak": report["peak"][f"{precision}_gflops"]})
         command = [sys.executable, __file__, "-", "--torch", name, peer, f"--steps={args.steps}", f"--threads={args.threads}"]
-        theirs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+        report = run([*command, f"--device={args.device}"], args.device)
+        held = {"peak_mem_bytes": report["device_bytes"]} if report["device_bytes"] else {}
+        theirs.append({**report, **held})
     middle = lambda rows, key: statistics.median(row[key] for row in rows)
     return dict(
         shape=name,
@@ -151,13 +175,14 @@ def main():
     p.add_argument("--pairs", type=int, default=5)
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    p.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    p.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "vocabulary", "smollm2"])
+    p.add_argument("--peers", nargs="+", choices=PEERS, default=["eager", "bf16", "compile"])
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--json", action="store_true")
     p.add_argument("--torch", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.torch:
-        return torch_side(SHAPES[args.torch[0]], args.torch[1], args.steps, args.threads)
+        return torch_side(SHAPES[args.torch[0]], args.torch[1], args.steps, args.threads, args.device)
     rows = []
     for name in args.shapes:
         for peer in args.peers:

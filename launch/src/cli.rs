@@ -342,6 +342,9 @@ pub struct BenchTrainerArgs {
     /// Steps counted, after the warm-up.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub steps: u64,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
     /// Threads to compute with [default: all cores].
     #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -355,9 +358,11 @@ pub struct BenchTrainerArgs {
 pub enum BenchPrecision {
     /// Single precision.
     Fp32,
+    /// Single precision, with factors of products in TF32 on CUDA devices.
+    Tf32,
     /// bfloat16.
     Bf16,
-    /// One after the other.
+    /// fp32 and bf16, one after the other.
     Both,
 }
 

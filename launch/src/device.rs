@@ -10,17 +10,24 @@ use crate::failure::usage;
 /// # Errors
 /// A name that is none, or a GPU that is not there (exit code 2).
 pub fn device(name: Option<&str>) -> Result<Device> {
-    let gpus = tch::Cuda::device_count();
+    if name == Some("cpu") {
+        return Ok(Device::Cpu);
+    }
+    let gpus = trainer::device::gpus();
     let gpu = |index: usize, name: &str| {
-        if (index as i64) < gpus {
+        if index < gpus {
             return Ok(Device::Cuda(index));
         }
+        let why = if gpus == 0 {
+            format!(": {}", trainer::device::why_no_gpu())
+        } else {
+            String::new()
+        };
         Err(usage(format!(
-            "--device {name}: there are {gpus} usable GPUs here; use --device cpu or auto"
+            "--device {name}: there are {gpus} usable GPUs here{why}; use --device cpu or auto"
         )))
     };
     match name.unwrap_or("auto") {
-        "cpu" => Ok(Device::Cpu),
         "auto" => Ok(if gpus > 0 { Device::Cuda(0) } else { Device::Cpu }),
         "cuda" => gpu(0, "cuda"),
         other => match other.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {

@@ -13,6 +13,7 @@ use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind, Precision, Trai
 use crate::kernels::product;
 use crate::local::{LocalError, Stepper, set_threads};
 use crate::memory;
+use crate::model::autograd::allow_tf32;
 use crate::model::{Model, init_flat};
 
 /// Steps run before any is counted.
@@ -137,7 +138,9 @@ pub struct TrainerRow {
     pub gflops: f64,
     /// `gflops` over the measured peak of this precision.
     pub peak_share: f64,
-    /// Most memory the process held, bytes; 0 where the system does not tell.
+    /// `cpu`, or `cuda:N`.
+    pub device: String,
+    /// Most memory the process held, bytes, not counting that of other devices; 0 where the system does not tell.
     pub peak_mem_bytes: u64,
     /// What was predicted: what the process held before, and what [`memory::Need`] says.
     pub predicted_mem_bytes: u64,
@@ -148,6 +151,8 @@ pub struct TrainerRow {
 pub struct Peak {
     /// Single precision.
     pub fp32_gflops: f64,
+    /// Single precision with factors in TF32; the same where the device has no such thing.
+    pub tf32_gflops: f64,
     /// bfloat16.
     pub bf16_gflops: f64,
 }
@@ -168,17 +173,18 @@ pub struct TrainerReport {
 pub fn bench_report(
     shapes: &[BenchShape],
     precisions: &[Precision],
+    device: Device,
     threads: usize,
     steps: usize,
 ) -> Result<TrainerReport, LocalError> {
-    let peak = measure_peak(threads);
+    let peak = measure_peak(device, threads);
     // Before the first row: what the allocator keeps of one row, the next one uses.
     let held = memory::resident().unwrap_or(0);
     let each = shapes
         .iter()
         .flat_map(|shape| precisions.iter().map(move |precision| (shape, *precision)));
     let rows = each
-        .map(|(shape, precision)| row(shape, precision, threads, steps, (peak.of(precision), held)))
+        .map(|(shape, precision)| row(shape, precision, (device, threads), steps, (peak.of(precision), held)))
         .collect::<Result<_, _>>()?;
     Ok(TrainerReport { peak, rows })
 }
@@ -187,6 +193,7 @@ impl Peak {
     fn of(&self, precision: Precision) -> f64 {
         match precision {
             Precision::Fp32 => self.fp32_gflops,
+            Precision::Tf32 => self.tf32_gflops,
             Precision::Bf16 => self.bf16_gflops,
         }
     }
@@ -195,7 +202,7 @@ impl Peak {
 fn row(
     shape: &BenchShape,
     precision: Precision,
-    threads: usize,
+    (device, threads): (Device, usize),
     steps: usize,
     (peak_gflops, held): (f64, u64),
 ) -> Result<TrainerRow, LocalError> {
@@ -204,7 +211,7 @@ fn row(
     training.validate_with(&config)?;
     memory::forget_peak();
     let predicted_mem_bytes = held + memory::Need::of_training(&config, &training).total();
-    let mut model = Model::new(&config, Device::Cpu)?;
+    let mut model = Model::new(&config, device)?;
     model.load_flat(&init_flat(&config, 0))?;
     let mut stepper = Stepper::new(&model, &training, training.optimizer.lr)?;
     let began = Instant::now();
@@ -213,6 +220,7 @@ fn row(
         let batch = random_batch(shape, step as u64);
         let start = Instant::now();
         stepper.step(&mut model, &batch)?;
+        wait_for(device);
         if step >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -225,6 +233,10 @@ fn row(
     Ok(TrainerRow {
         shape: shape.clone(),
         precision: precision.name(),
+        device: match device {
+            Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        },
         threads,
         tokens_per_sec,
         gflops,
@@ -249,12 +261,14 @@ fn random_batch(shape: &BenchShape, step: u64) -> Vec<Vec<u32>> {
     (0..shape.batch).map(|_| sequence()).collect()
 }
 
-/// Measures products of 1024 by 1024 matrices at `threads` threads, the best of several, in both precisions, by libtorch's operator and as the
-/// trainer multiplies.
-pub fn measure_peak(threads: usize) -> Peak {
+/// Measures products of square matrices (of 1024 rows on a CPU at `threads` threads, of 8192 elsewhere), the best of several, in each precision,
+/// by libtorch's operator and as the trainer multiplies.
+pub fn measure_peak(device: Device, threads: usize) -> Peak {
     set_threads(threads);
-    let best = |kind| {
-        let a = Tensor::ones([1024, 1024], (kind, Device::Cpu));
+    let side: i64 = if device == Device::Cpu { 1024 } else { 8192 };
+    let best = |kind, tf32| {
+        allow_tf32(tf32);
+        let a = Tensor::randn([side, side], (Kind::Float, device)).to_kind(kind);
         let out = a.zeros_like();
         let seconds = (0..16).map(|i| {
             let start = Instant::now();
@@ -265,13 +279,22 @@ pub fn measure_peak(threads: usize) -> Peak {
             if done.is_err() {
                 return f64::INFINITY;
             }
+            wait_for(device);
             start.elapsed().as_secs_f64()
         });
-        2.0 * 1024.0_f64.powi(3) / seconds.fold(f64::INFINITY, f64::min) / 1e9
+        2.0 * (side as f64).powi(3) / seconds.fold(f64::INFINITY, f64::min) / 1e9
     };
     Peak {
-        fp32_gflops: best(Kind::Float),
-        bf16_gflops: best(Kind::BFloat16),
+        fp32_gflops: best(Kind::Float, false),
+        tf32_gflops: best(Kind::Float, true),
+        bf16_gflops: best(Kind::BFloat16, false),
+    }
+}
+
+/// Returns when the device has done what it was given.
+fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
     }
 }
 
@@ -309,7 +332,7 @@ mod tests {
             seq: 16,
             batch: 2,
         };
-        let row = row(&shape, Precision::Bf16, 1, 2, (100.0, 0)).unwrap();
+        let row = row(&shape, Precision::Bf16, (Device::Cpu, 1), 2, (100.0, 0)).unwrap();
         assert_eq!((row.precision, row.threads), ("bf16", 1));
         let flops = shape.model().flops_per_token_at(16) as f64;
         assert!((row.gflops - row.tokens_per_sec * flops / 1e9).abs() < 1e-9 * row.gflops);

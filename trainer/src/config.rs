@@ -64,6 +64,9 @@ pub enum Precision {
     /// Single precision.
     #[default]
     Fp32,
+    /// Single precision, but CUDA devices may round the factors of products to TF32 (10 bits of mantissa), which their tensor cores take.
+    /// Elsewhere it is `fp32`.
+    Tf32,
     /// bfloat16, as under PyTorch's autocast: about twice as fast where the machine has instructions for it, with less memory for activations.
     Bf16,
 }
@@ -73,6 +76,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
         }
     }

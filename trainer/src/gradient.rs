@@ -4,13 +4,14 @@
 //! A batch may go through the model in pieces of `micro_batch` sequences. Each piece's gradient is that of its summed loss over the whole step's
 //! rows, so the pieces add up to the gradient of the step's mean loss, within rounding.
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::config::{Precision, TrainingConfig};
 use crate::kernels::{Bf16, Buffer, Number};
 use crate::local::{LocalError, token_tensor};
 use crate::memory;
 use crate::model::Model;
+use crate::model::autograd::Autograd;
 use crate::model::by_hand::{Batch, ByHand};
 
 /// Computes gradients of batches of one shape.
@@ -22,8 +23,7 @@ pub(crate) struct Gradients {
 
 enum Path {
     ByHand(Box<WrittenOut>),
-    /// libtorch's autograd, and the gradient of the last batch.
-    Autograd(Option<Tensor>),
+    Autograd(Autograd),
 }
 
 /// The pass, its gradient `[total]`, and room for the tokens.
@@ -54,22 +54,17 @@ impl Gradients {
     /// Memory and plan for the batches of `training`.
     ///
     /// # Errors
-    /// Too little memory, which is said before it is asked for; a precision that this path lacks.
+    /// Too little memory, which is said before it is asked for.
     pub(crate) fn new(model: &Model, training: &TrainingConfig) -> Result<Self, LocalError> {
         let micro = training.sequences_at_once();
         if !by_hand(model) {
-            if training.precision != Precision::Fp32 {
-                return Err(LocalError::Precision {
-                    precision: training.precision.name(),
-                });
-            }
-            let path = Path::Autograd(None);
+            let path = Path::Autograd(Autograd::new(training.precision));
             return Ok(Self { micro, path });
         }
         memory::Need::of_training(model.config(), training).must_fit()?;
         let (seq, again) = (training.seq_len, training.recompute);
         let pass: Box<dyn Pass> = match training.precision {
-            Precision::Fp32 => Box::new(ByHand::<f32>::new(model, micro, seq, again)?),
+            Precision::Fp32 | Precision::Tf32 => Box::new(ByHand::<f32>::new(model, micro, seq, again)?),
             Precision::Bf16 => Box::new(ByHand::<Bf16>::new(model, micro, seq, again)?),
         };
         let written_out = WrittenOut {
@@ -89,11 +84,7 @@ impl Gradients {
     pub(crate) fn of(&mut self, model: &Model, batch: &[Vec<u32>]) -> Result<(f64, &Tensor), TchError> {
         match &mut self.path {
             Path::ByHand(own) => Ok((own.of(model, batch, self.micro)?, own.flat.tensor())),
-            Path::Autograd(last) => {
-                *last = None; // its memory is free for the next
-                let (loss, gradient) = by_autograd(model, batch, self.micro)?;
-                Ok((loss, last.insert(gradient)))
-            }
+            Path::Autograd(autograd) => autograd.of(model, &pieces(batch, self.micro, model.device())),
         }
     }
 }
@@ -122,25 +113,10 @@ impl WrittenOut {
     }
 }
 
-fn by_autograd(model: &Model, batch: &[Vec<u32>], micro: usize) -> Result<(f64, Tensor), TchError> {
-    let mut sum: Option<(f64, Tensor)> = None;
-    for piece in batch.chunks(micro) {
-        let tokens = token_tensor(piece, piece[0].len(), model.device());
-        let (loss, mut gradient) = model.loss_and_gradient(&tokens)?;
-        let share = piece.len() as f64 / batch.len() as f64;
-        let loss = loss.double_value(&[]) * share;
-        if share < 1.0 {
-            let _ = gradient.f_mul_scalar_(share)?;
-        }
-        sum = Some(match sum {
-            None => (loss, gradient),
-            Some((before, mut flat)) => {
-                let _ = flat.f_add_(&gradient)?;
-                (before + loss, flat)
-            }
-        });
-    }
-    sum.ok_or_else(|| TchError::Shape("a batch without a sequence".to_owned()))
+/// The batch as tensors `[micro, seq + 1]` on `device`, the last of fewer sequences where they don't divide.
+fn pieces(batch: &[Vec<u32>], micro: usize, device: Device) -> Vec<Tensor> {
+    let piece = |piece: &[Vec<u32>]| token_tensor(piece, piece[0].len(), device);
+    batch.chunks(micro).map(piece).collect()
 }
 
 #[cfg(test)]
@@ -149,7 +125,6 @@ mod tests {
     use super::*;
     use crate::config::ModelConfig;
     use crate::model::{host, init_flat};
-    use tch::Device;
 
     #[test]
     fn pieces_by_autograd_add_up_to_the_whole_and_equal_what_is_written_out() {
@@ -170,12 +145,16 @@ mod tests {
             micro_batch: Some(2),
             ..TrainingConfig::default()
         };
-        let (whole, expected) = by_autograd(&model, &batch, 4).unwrap();
-        let (pieces, summed) = by_autograd(&model, &batch, 2).unwrap();
+        let by_autograd = |batch: &[Vec<u32>], micro| {
+            let mut autograd = Autograd::new(Precision::Fp32);
+            let (loss, gradient) = autograd.of(&model, &pieces(batch, micro, Device::Cpu)).unwrap();
+            (loss, host::to_vec(gradient))
+        };
+        let (whole, expected) = by_autograd(&batch, 4);
+        let (pieces, summed) = by_autograd(&batch, 2);
         let mut written_out = Gradients::new(&model, &training).unwrap();
         let (by_hand, flat) = written_out.of(&model, &batch).unwrap();
-        let expected = host::to_vec(&expected);
-        for (loss, flat) in [(pieces, host::to_vec(&summed)), (by_hand, host::to_vec(flat))] {
+        for (loss, flat) in [(pieces, summed), (by_hand, host::to_vec(flat))] {
             assert!((loss - whole).abs() < 1e-6 * whole, "{loss} {whole}");
             let largest = flat
                 .iter()

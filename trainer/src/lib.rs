@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`]
 //! (what that takes), [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`],
-//! [`checkpoint`] (files of ours and of others), [`generate`], [`eval`], [`choices`] (multiple choice), [`collective`] (replicas of
+//! [`checkpoint`] (files of ours and of others), [`generate`], [`eval`], [`choices`] (multiple choice), [`device`] (GPUs), [`collective`] (replicas of
 //! one peer; not used by the round yet), [`mod@bench`].
 
 pub mod aggregate;
@@ -15,6 +15,7 @@ pub mod choices;
 pub mod collective;
 pub mod compress;
 pub mod config;
+pub mod device;
 pub mod eval;
 pub mod generate;
 mod gradient;

@@ -102,14 +102,6 @@ pub enum LocalError {
     /// There is too little memory for it.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A precision that this model or device cannot be trained in yet.
-    #[error(
-        "precision {precision} is for Llama-shaped models on a CPU so far; write precision = \"fp32\", or take --device cpu"
-    )]
-    Precision {
-        /// The one asked for.
-        precision: &'static str,
-    },
     /// libtorch failed, usually for want of memory.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

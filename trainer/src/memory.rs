@@ -43,7 +43,7 @@ impl Need {
         let layout = Layout::new(model);
         let (batch, seq, again) = (training.sequences_at_once(), training.seq_len, training.recompute);
         let activations = match (model.family, training.precision) {
-            (Family::Llama, Precision::Fp32) => ByHand::<f32>::bytes(model, batch, seq, again),
+            (Family::Llama, Precision::Fp32 | Precision::Tf32) => ByHand::<f32>::bytes(model, batch, seq, again),
             (Family::Llama, Precision::Bf16) => ByHand::<Bf16>::bytes(model, batch, seq, again),
             _ => (batch * seq) as u128 * by_autograd(model),
         };

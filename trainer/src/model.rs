@@ -14,6 +14,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::config::{ConfigError, Family, ModelConfig};
 
+pub(crate) mod autograd;
 pub(crate) mod by_hand;
 mod cross_entropy;
 pub(crate) mod host;
@@ -140,17 +141,10 @@ impl Model {
         logits.cross_entropy_loss(&targets, None::<&Tensor>, Reduction::Mean, -100, 0.0)
     }
 
-    /// The loss as by [`Self::loss`] and its gradient, flat in the layout's order; both stay on the device.
-    pub(crate) fn loss_and_gradient(&self, tokens: &Tensor) -> Result<(Tensor, Tensor), tch::TchError> {
-        let loss = self.loss(tokens);
-        let mut gradients = Tensor::f_run_backward(&[&loss], &[&self.flat], false, false)?;
-        Ok((loss.detach(), gradients.swap_remove(0)))
-    }
-
     /// Scores of the next token at every place, `[batch, seq, vocab]`, for `tokens` `[batch, seq]` (i64, below `vocab_size`, `seq` at most
     /// `max_seq_len`).
     pub fn logits(&self, tokens: &Tensor) -> Tensor {
-        let (x, head) = self.hidden(tokens, None); // [rows, dim], [vocab, dim]
+        let (x, head) = self.hidden(tokens, None, Kind::Float); // [rows, dim], [vocab, dim]
         x.matmul(&head.tr()).view([tokens.size()[0], tokens.size()[1], -1]) // [batch, seq, vocab]
     }
 
@@ -158,14 +152,15 @@ impl Model {
     /// may be anything; with some, one. All places together are at most `max_seq_len`.
     pub(crate) fn next_scores(&self, tokens: &Tensor, cache: &mut Cache) -> Tensor {
         debug_assert!(cache.places == 0 || tokens.size()[1] == 1);
-        let (x, head) = self.hidden(tokens, Some(&mut *cache));
+        let (x, head) = self.hidden(tokens, Some(&mut *cache), Kind::Float);
         cache.places += tokens.size()[1];
         head.mv(&x.select(0, -1))
     }
 
     /// What the head reads, after the last norm, `[rows, dim]`, and the head, `[vocab, dim]`; for `tokens` as in [`Self::logits`], or those
-    /// behind the places that `cache` holds, which it then holds too.
-    fn hidden(&self, tokens: &Tensor, mut cache: Option<&mut Cache>) -> (Tensor, Tensor) {
+    /// behind the places that `cache` holds, which it then holds too. Both are of the working precision `kind`, in which the products and
+    /// attention take and give; parameters, residual stream, norms and rotation stay in single precision.
+    fn hidden(&self, tokens: &Tensor, mut cache: Option<&mut Cache>, kind: Kind) -> (Tensor, Tensor) {
         let c = &self.config;
         let start = cache.as_ref().map_or(0, |cache| cache.places);
         let (seq, dim) = (tokens.size()[1], c.dim as i64);
@@ -187,15 +182,15 @@ impl Model {
         let last_norm = parts.norm(c.family);
         for (block, vectors) in vectors.iter().enumerate() {
             let (w_qkv, w_o) = (parts.matrix(dim), parts.matrix(c.q_dim() as i64));
-            let qkv = linear(&self.norm(&x, &vectors.attention_norm), &w_qkv, &vectors.qkv_bias); // [rows, (heads + 2 kv_heads) hd]
+            let qkv = linear(&self.norm(&x, &vectors.attention_norm), &w_qkv, &vectors.qkv_bias, kind); // [rows, (heads + 2 kv_heads) hd]
             let past = cache.as_mut().map(|cache| cache.block(block));
             let mixed = self.attention(&qkv.view([-1, seq, heads, c.head_dim() as i64]), vectors, start, past);
-            x = &x + linear(&mixed, &w_o, &vectors.o_bias); // [rows, dim]
+            x = &x + linear(&mixed, &w_o, &vectors.o_bias, kind); // [rows, dim]
             let (w_up, w_down) = (parts.matrix(dim), parts.matrix(c.ffn as i64)); // gate and up together where there is a gate
-            let up = linear(&self.norm(&x, &vectors.mlp_norm), &w_up, &vectors.up_bias); // [rows, ffn], or twice that
-            x = &x + linear(&self.activation(&up), &w_down, &vectors.down_bias); // [rows, dim]
+            let up = linear(&self.norm(&x, &vectors.mlp_norm), &w_up, &vectors.up_bias, kind); // [rows, ffn], or twice that
+            x = &x + linear(&self.activation(&up), &w_down, &vectors.down_bias, kind); // [rows, dim]
         }
-        (self.norm(&x, &last_norm), head)
+        (self.norm(&x, &last_norm).to_kind(kind), head.to_kind(kind))
     }
 
     /// Causal grouped-query attention over `qkv` `[batch, seq, heads + 2 kv_heads, hd]` of the places from `start` on, and over those before,
@@ -205,13 +200,13 @@ impl Model {
         let parts = qkv.split_with_sizes([heads + kv_heads, kv_heads], 2);
         let mut qk = parts[0].shallow_clone(); // [batch, seq, heads + kv_heads, hd]
         if let Some([q_norm, k_norm]) = &vectors.qk_norm {
-            let split = qk.split_with_sizes([heads, kv_heads], 2);
+            let split = qk.to_kind(Kind::Float).split_with_sizes([heads, kv_heads], 2);
             qk = Tensor::cat(&[self.rms_norm(&split[0], q_norm), self.rms_norm(&split[1], k_norm)], 2);
         }
         if let Some(rope) = &self.rope {
             qk = rope.turn(&qk, start);
         }
-        let qk = qk.split_with_sizes([heads, kv_heads], 2);
+        let qk = qk.to_kind(qkv.kind()).split_with_sizes([heads, kv_heads], 2);
         let by_head = |t: &Tensor| t.transpose(1, 2); // [batch, heads, seq, hd]
         let (q, mut k, mut v) = (by_head(&qk[0]), by_head(&qk[1]), by_head(&parts[1]));
         if let Some(past) = past {
@@ -288,11 +283,12 @@ impl Past {
     }
 }
 
-/// `x W^T`, plus the bias where there is one.
-fn linear(x: &Tensor, weight: &Tensor, bias: &Option<Tensor>) -> Tensor {
+/// `x W^T` in the working precision `kind`, plus the bias where there is one.
+fn linear(x: &Tensor, weight: &Tensor, bias: &Option<Tensor>, kind: Kind) -> Tensor {
+    let (x, weight) = (x.to_kind(kind), weight.to_kind(kind));
     match bias {
         None => x.matmul(&weight.tr()),
-        Some(bias) => bias.addmm(x, &weight.tr()),
+        Some(bias) => bias.to_kind(kind).addmm(&x, &weight.tr()),
     }
 }
 

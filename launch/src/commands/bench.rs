@@ -8,7 +8,7 @@ use trainer::config::Precision;
 
 use super::print_json;
 use crate::cli::{BenchCodecArgs, BenchCommand, BenchPrecision, BenchTrainerArgs};
-use crate::device::threads;
+use crate::device::{device, threads};
 use crate::failure::usage;
 
 /// Does what was asked.
@@ -29,11 +29,18 @@ fn trainer(args: &BenchTrainerArgs) -> Result<()> {
         shape.model().validate().map_err(usage)?;
     }
     let precisions: &[Precision] = match args.precision {
+        BenchPrecision::Tf32 => &[Precision::Tf32],
         BenchPrecision::Fp32 => &[Precision::Fp32],
         BenchPrecision::Bf16 => &[Precision::Bf16],
         BenchPrecision::Both => &[Precision::Fp32, Precision::Bf16],
     };
-    let report = bench_report(&shapes, precisions, threads(args.threads)?, args.steps as usize)?;
+    let report = bench_report(
+        &shapes,
+        precisions,
+        device(Some(&args.device))?,
+        threads(args.threads)?,
+        args.steps as usize,
+    )?;
     if args.json {
         return print_json(&report);
     }
