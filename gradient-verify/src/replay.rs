@@ -224,6 +224,7 @@ fn train(
     let mut missing = None;
     let inputs = RoundInputs {
         theta,
+        state: &[],
         global_tokens: order.work.global_tokens,
         batches: &mut |step| {
             let batch = batches(step);

@@ -55,6 +55,7 @@ fn train(theta: &[f32], batches: &mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>) -
     let mut model = Model::new(&tiny(), Device::Cpu).unwrap();
     let inputs = RoundInputs {
         theta,
+        state: &[],
         global_tokens: 5000,
         batches,
         keep_going: &mut |_| true,

@@ -1,5 +1,6 @@
 //! The accumulators of a peer on disk: `accumulator/<root>`, little-endian `f32`, one a parameter. The root is BLAKE3 of the file, so
-//! an auditor can fetch it by what the commit names.
+//! an auditor can fetch it by what the commit names. Where the run carries the inner optimizer's state, that follows in the same file, so
+//! that both are always those of one round: the last one that was counted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,29 +15,30 @@ use crate::peer_dir::write_whole;
 /// A peer's accumulators, the last few of them.
 pub struct Accumulators {
     folder: PathBuf,
-    params: usize,
+    /// Numbers in a file.
+    len: usize,
     keep: usize,
     zero: Hash,
 }
 
 impl Accumulators {
-    /// In this folder, for a model of `params` parameters; the newest `keep` are kept.
+    /// In this folder, of `len` numbers each; the newest `keep` are kept.
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub fn open(folder: PathBuf, params: usize, keep: usize) -> Result<Self> {
+    pub fn open(folder: PathBuf, len: usize, keep: usize) -> Result<Self> {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(Self {
             folder,
-            params,
+            len,
             keep,
-            zero: Hash(accumulator_zero_root(params)),
+            zero: Hash(accumulator_zero_root(len)),
         })
     }
 
     /// The accumulator with this root, and its root: if it is lost or torn, that is zeros, which is said aloud (R19).
     pub fn load(&self, root: Hash) -> (Vec<f32>, Hash) {
-        let zeros = || (vec![0.0; self.params], self.zero);
+        let zeros = || (vec![0.0; self.len], self.zero);
         if root == self.zero {
             return zeros();
         }
@@ -52,7 +54,7 @@ impl Accumulators {
     fn read(&self, root: Hash) -> Option<Vec<f32>> {
         let bytes = fs::read(self.path(root)).ok()?;
         let (values, rest) = bytes.as_chunks::<4>();
-        let whole = rest.is_empty() && values.len() == self.params && Hash::of(&bytes) == root;
+        let whole = rest.is_empty() && values.len() == self.len && Hash::of(&bytes) == root;
         whole.then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 

@@ -276,6 +276,24 @@ pub enum DataCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Shows which sequences the batches of a peer's run hold, so that its rounds can be trained again by other means.
+    #[command(after_help = "Example:\n  murmur data batches ~/murmur --from 0 --count 8 --tokens --json")]
+    Batches {
+        /// A peer's directory.
+        dir: PathBuf,
+        /// The first batch; the run hands them out in this order.
+        #[arg(long, default_value_t = 0, value_name = "I")]
+        from: u64,
+        /// How many.
+        #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+        count: u64,
+        /// With the tokens of each sequence: seq_len inputs and, one further on, their targets.
+        #[arg(long)]
+        tokens: bool,
+        /// One JSON object a line on stdout.
+        #[arg(long)]
+        json: bool,
+    },
     /// Reads every shard again and compares its hash.
     #[command(after_help = "Example:\n  murmur data verify ./data")]
     Verify {

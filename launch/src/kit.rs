@@ -71,10 +71,21 @@ impl Kit {
         })
     }
 
+    /// Numbers that a peer keeps from round to round: its accumulator, and its optimizer's state where the run carries that.
+    pub fn kept(&self) -> usize {
+        self.layout.total + self.training.carried(&self.model)
+    }
+
     /// The sequences of one batch of the run's stream.
     pub fn batch(&self, index: BatchIndex) -> Vec<Vec<u32>> {
         let n = self.training.batch_sequences;
         self.data.batch(&self.order, index.wrapping_mul(n as u64), n)
+    }
+
+    /// The numbers of those sequences within the training data.
+    pub fn sequences(&self, index: BatchIndex) -> impl Iterator<Item = u64> + '_ {
+        let n = self.training.batch_sequences as u64;
+        (0..n).map(move |i| self.order.at(index.wrapping_mul(n).wrapping_add(i)))
     }
 
     /// The model before round 1.

@@ -13,7 +13,7 @@ use datasets::TokenizerKind;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use trainer::compress::{AnyCodec, Codec, DenseCodec, SparseCodec, accumulator_zero_root};
-use trainer::config::{ModelConfig, TrainingConfig};
+use trainer::config::{InnerState, ModelConfig, Precision, TrainingConfig};
 use trainer::memory::Need;
 
 use crate::failure::usage;
@@ -287,7 +287,18 @@ pub fn trainer_of(config: &RunConfig) -> Result<(ModelConfig, TrainingConfig)> {
             training.batch_sequences, training.seq_len
         )));
     }
+    must_be_auditable(&training, config.verification.audit_permille)?;
     Ok((model, training))
+}
+
+/// An audit replays a round from agreed state; a peer that begins with its own moments cannot be held to it.
+fn must_be_auditable(training: &TrainingConfig, audit_permille: u32) -> Result<()> {
+    if training.optimizer.state == InnerState::Carry && audit_permille > 0 {
+        return Err(usage(format!(
+            "training.optimizer.state is \"carry\" and verification.audit_permille {audit_permille}, expected 0: an audit cannot replay a round that began with a peer's own moments. Write audit_permille = 0 under [verification] where you trust all peers, or state = \"reset\""
+        )));
+    }
+    Ok(())
 }
 
 /// `key.path=value`: the value as TOML where it reads as such, else as a string.
@@ -438,9 +449,14 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     rewards
         .entry("nominal_round_secs")
         .or_insert(Value::Integer(collect_secs.clamp(1.0, 1e6).ceil() as i64));
+    // As far as honest rounds in bf16 are apart on unlike devices (0.03), and some.
+    if training.precision == Precision::Bf16 {
+        verification.entry("bound").or_insert(Value::Float(0.08));
+    }
+    let kept = model.param_count() + training.carried(model);
     verification.insert(
         "accumulator_zero".to_owned(),
-        Value::String(Hash(accumulator_zero_root(model.param_count())).to_string()),
+        Value::String(Hash(accumulator_zero_root(kept)).to_string()),
     );
     let codec = codec(model, training)?;
     storage
@@ -455,6 +471,7 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     ];
     let table = Table::from_iter(tables.map(|(name, table)| (name.to_owned(), Value::Table(table))));
     let shared: Shared = table.try_into().map_err(|error| usage(plain(&error)))?;
+    must_be_auditable(training, shared.verification.audit_permille)?;
     let (quota, steps) = (shared.membership.max_quota, u64::from(training.max_inner_steps));
     if quota > steps {
         return Err(usage(format!(

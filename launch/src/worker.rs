@@ -115,7 +115,7 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
     let keep = kept_accumulators(&kit.config);
     let mut worker = Worker {
         model: Model::new(&kit.model, setup.device)?,
-        accumulators: Accumulators::open(setup.dir.accumulators(), kit.layout.total, keep)?,
+        accumulators: Accumulators::open(setup.dir.accumulators(), kit.kept(), keep)?,
         theta: Vec::new(),
         at: None,
         saved: None,
@@ -281,8 +281,11 @@ impl Worker {
         let claimed = assigned.len();
         let batches = trained_on(*cheat, assigned);
         let steps = batches.len();
+        let (mut before, accumulator_before) = self.accumulators.load(order.accumulator);
+        let state = before.split_off(kit.layout.total);
         let inputs = RoundInputs {
             theta: &self.theta,
+            state: &state,
             global_tokens: order.global_tokens,
             batches: &mut |step| batches.get(step as usize).map(|index| kit.batch(*index)),
             keep_going: &mut |_| stop.wants(id) && Instant::now() < deadline,
@@ -292,8 +295,8 @@ impl Worker {
         if !stop.wants(id) {
             return Ok(None);
         }
-        let (before, accumulator_before) = self.accumulators.load(order.accumulator);
-        let encoded = kit.codec.encode_with(&before, &local.delta, self.setup.threads)?;
+        let mut encoded = kit.codec.encode_with(&before, &local.delta, self.setup.threads)?;
+        encoded.accumulator.extend(&local.state);
         let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
         let shards: Vec<Bytes> = encoded.shards.into_iter().map(Bytes::from).collect();
         // An honest peer claims the steps it took; a cheat that was not cut short claims all that it was given.

@@ -72,6 +72,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What products and attention take and give.
+    pub(crate) fn kind(self) -> tch::Kind {
+        match self {
+            Self::Fp32 | Self::Tf32 => tch::Kind::Float,
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+
     /// Its name, as in run files.
     pub fn name(self) -> &'static str {
         match self {
@@ -87,7 +95,18 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// The inner optimizer. Its state starts from zero in every round, so that a round is a function of agreed state alone.
+/// What the inner optimizer starts a round from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InnerState {
+    /// Zero: a round is a function of agreed state alone, which anyone can replay.
+    #[default]
+    Reset,
+    /// What the peer's last counted round left. It is the peer's own, so no audit can replay its rounds.
+    Carry,
+}
+
+/// The inner optimizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
@@ -107,6 +126,9 @@ pub struct OptimizerConfig {
     pub momentum: f64,
     /// Added to AdamW's root mean square. Bound: above 0, at most 1e-2.
     pub eps: f64,
+    /// What its moments are at the beginning of a round; `reset` where it is left out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub state: InnerState,
 }
 
 impl Default for OptimizerConfig {
@@ -119,6 +141,7 @@ impl Default for OptimizerConfig {
             beta2: 0.95,
             momentum: 0.95,
             eps: 1e-8,
+            state: InnerState::Reset,
         }
     }
 }
@@ -252,6 +275,14 @@ impl TrainingConfig {
     /// Tokens of one inner step of one peer.
     pub fn tokens_per_step(&self) -> u64 {
         (self.seq_len as u64) * (self.batch_sequences as u64)
+    }
+
+    /// Numbers of the inner optimizer's state that a peer carries from round to round; none where it starts anew.
+    pub fn carried(&self, model: &ModelConfig) -> usize {
+        match self.optimizer.state {
+            InnerState::Reset => 0,
+            InnerState::Carry => crate::optimizer::Optimizer::state_len(&self.optimizer, model),
+        }
     }
 
     /// Sequences that go through the model at once.

@@ -58,7 +58,7 @@ impl Gradients {
     pub(crate) fn new(model: &Model, training: &TrainingConfig) -> Result<Self, LocalError> {
         let micro = training.sequences_at_once();
         if !by_hand(model) {
-            let path = Path::Autograd(Autograd::new(training.precision));
+            let path = Path::Autograd(Autograd::new(model, training.precision)?);
             return Ok(Self { micro, path });
         }
         memory::Need::of_training(model.config(), training).must_fit()?;
@@ -146,7 +146,7 @@ mod tests {
             ..TrainingConfig::default()
         };
         let by_autograd = |batch: &[Vec<u32>], micro| {
-            let mut autograd = Autograd::new(Precision::Fp32);
+            let mut autograd = Autograd::new(&model, Precision::Fp32).unwrap();
             let (loss, gradient) = autograd.of(&model, &pieces(batch, micro, Device::Cpu)).unwrap();
             (loss, host::to_vec(gradient))
         };

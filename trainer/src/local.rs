@@ -1,21 +1,23 @@
 //! The local round: agreed model and assigned batches in, pseudo-gradient out.
 //!
 //! A round is a function of what all peers know: the parameters `theta_r`, the sequences, the schedule's value at the record's token count. The
-//! optimizer starts from zero, so an auditor who replays the same steps needs nothing from the peer. At fixed threads on one machine the
+//! optimizer starts from zero, so an auditor who replays the same steps needs nothing from the peer (unless the run says `carry`, where it
+//! starts from what the peer's last counted round left). At fixed threads on one machine the
 //! replay has the same bits; elsewhere it agrees within the tolerance of its precision.
 //!
-//! **Trace.** After every step the peer hashes where it stands; it may later be asked to open single steps. With `|` for concatenation and all
-//! integers little-endian:
+//! **Trace.** Of every step the peer keeps the loss and the gradient's norm, which both hang on all parameters before it: two rounds that part
+//! ways at some step have other numbers from the next one on, and the first leaf that differs tells where. The parameters themselves are not
+//! hashed: on a GPU that would take several times as long as the step. With `|` for concatenation and all integers little-endian:
 //!
 //! ```text
-//! leaf_s = BLAKE3("murmur/trace/1\0" | s: u32 | loss: f32 bits | parameters after step s: f32 each)      s = 0, 1, ...
+//! leaf_s = BLAKE3("murmur/trace/2\0" | s: u32 | loss: f32 bits | gradient norm before clipping: f64 bits)      s = 0, 1, ...
 //! node   = BLAKE3("murmur/trace-node/1\0" | left: 32 | right: 32)       pairs from the left; a last odd one moves up as it is
 //! root   = BLAKE3("murmur/trace-root/1\0" | steps: u32 | top: 32)       the count is bound, so no odd tree has a twin
 //! ```
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{ConfigError, TrainingConfig};
+use crate::config::{ConfigError, InnerState, TrainingConfig};
 use crate::gradient::Gradients;
 use crate::memory::MemoryError;
 use crate::model::{Model, ModelError};
@@ -26,6 +28,8 @@ use crate::schedule::learning_rate;
 pub struct RoundInputs<'a> {
     /// The agreed parameters, in the layout's order.
     pub theta: &'a [f32],
+    /// The optimizer's state after the last counted round, where the run carries it; else nothing, which is a fresh one.
+    pub state: &'a [f32],
     /// Tokens counted in the whole run up to this round; sets the learning rate, which is constant within the round.
     pub global_tokens: u64,
     /// The batch of each step, counted from 0: `batch_sequences` sequences of `seq_len + 1` tokens; `None` ends the round.
@@ -41,6 +45,8 @@ pub struct RoundInputs<'a> {
 pub struct LocalRound {
     /// The pseudo-gradient `theta_r - theta_local`, in the layout's order.
     pub delta: Vec<f32>,
+    /// The optimizer's state after the last step, where the run carries it; else empty.
+    pub state: Vec<f32>,
     /// Inner steps taken, at least one.
     pub steps: u32,
     /// Tokens predicted: `steps * batch_sequences * seq_len`.
@@ -126,12 +132,15 @@ pub fn local_round(
     training.validate_with(model.config())?;
     model.load_flat(inputs.theta)?;
     let mut stepper = Stepper::new(model, training, learning_rate(training, inputs.global_tokens))?;
+    if !inputs.state.is_empty() {
+        stepper.optimizer.load_state(inputs.state)?;
+    }
     let (mut losses, mut trace) = (Vec::new(), Vec::new());
     for step in 0..training.max_inner_steps {
         let Some(batch) = (inputs.batches)(step) else { break };
-        let loss = stepper.step(model, &batch)?;
+        let (loss, norm) = stepper.step(model, &batch)?;
         losses.push(f64::from(loss));
-        trace.push(trace_leaf(model, step, loss));
+        trace.push(trace_leaf(step, loss, norm));
         (inputs.observe)(step, f64::from(loss));
         if !(inputs.keep_going)(step + 1) {
             break;
@@ -149,6 +158,10 @@ pub fn local_round(
                 .map(|(agreed, local)| agreed - local)
                 .collect()
         }),
+        state: match training.optimizer.state {
+            InnerState::Carry => stepper.optimizer.state(),
+            InnerState::Reset => Vec::new(),
+        },
         steps: stepper.done,
         tokens: u64::from(stepper.done) * training.tokens_per_step(),
         mean_loss: losses.iter().sum::<f64>() / losses.len() as f64,
@@ -171,7 +184,7 @@ pub(crate) struct Stepper {
 impl Stepper {
     /// Fresh state for `model`, at the constant learning rate `lr`.
     pub(crate) fn new(model: &Model, training: &TrainingConfig, lr: f64) -> Result<Self, LocalError> {
-        let optimizer = Optimizer::new(&training.optimizer, model.config(), model.device());
+        let optimizer = Optimizer::new(&training.optimizer, training.precision, model.config(), model.device());
         Ok(Self {
             training: training.clone(),
             gradients: Gradients::new(model, training)?,
@@ -181,8 +194,9 @@ impl Stepper {
         })
     }
 
-    /// One step on a batch of `batch_sequences` sequences of `seq_len + 1` tokens: forward, backward, clip, update. Returns the loss before it.
-    pub(crate) fn step(&mut self, model: &mut Model, batch: &[Vec<u32>]) -> Result<f32, LocalError> {
+    /// One step on a batch of `batch_sequences` sequences of `seq_len + 1` tokens: forward, backward, clip, update. Returns the loss before it and
+    /// the gradient's norm before clipping.
+    pub(crate) fn step(&mut self, model: &mut Model, batch: &[Vec<u32>]) -> Result<(f32, f64), LocalError> {
         let step = self.done;
         self.check(batch, model)?;
         let (loss, gradient) = self.gradients.of(model, batch)?;
@@ -199,7 +213,7 @@ impl Stepper {
             self.lr,
         )?;
         self.done += 1;
-        Ok(loss as f32)
+        Ok((loss as f32, norm))
     }
 
     /// Checks the batch's shape and tokens.
@@ -237,13 +251,13 @@ pub(crate) fn token_tensor(sequences: &[Vec<u32>], columns: usize, device: Devic
 }
 
 /// The hash of one step; see the module's documentation.
-fn trace_leaf(model: &Model, step: u32, loss: f32) -> [u8; 32] {
+fn trace_leaf(step: u32, loss: f32, norm: f64) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher
-        .update(b"murmur/trace/1\0")
+        .update(b"murmur/trace/2\0")
         .update(&step.to_le_bytes())
-        .update(&loss.to_bits().to_le_bytes());
-    model.with_flat(|parameters| crate::checkpoint::hash_floats(&mut hasher, parameters));
+        .update(&loss.to_bits().to_le_bytes())
+        .update(&norm.to_bits().to_le_bytes());
     *hasher.finalize().as_bytes()
 }
 

@@ -144,7 +144,7 @@ impl Model {
     /// Scores of the next token at every place, `[batch, seq, vocab]`, for `tokens` `[batch, seq]` (i64, below `vocab_size`, `seq` at most
     /// `max_seq_len`).
     pub fn logits(&self, tokens: &Tensor) -> Tensor {
-        let (x, head) = self.hidden(tokens, None, Kind::Float); // [rows, dim], [vocab, dim]
+        let (x, head) = self.hidden(self.pieces_of_flat(), tokens, None, Kind::Float); // [rows, dim], [vocab, dim]
         x.matmul(&head.tr()).view([tokens.size()[0], tokens.size()[1], -1]) // [batch, seq, vocab]
     }
 
@@ -152,21 +152,32 @@ impl Model {
     /// may be anything; with some, one. All places together are at most `max_seq_len`.
     pub(crate) fn next_scores(&self, tokens: &Tensor, cache: &mut Cache) -> Tensor {
         debug_assert!(cache.places == 0 || tokens.size()[1] == 1);
-        let (x, head) = self.hidden(tokens, Some(&mut *cache), Kind::Float);
+        let (x, head) = self.hidden(self.pieces_of_flat(), tokens, Some(&mut *cache), Kind::Float);
         cache.places += tokens.size()[1];
         head.mv(&x.select(0, -1))
     }
 
+    /// All parameters as the forward pass takes them, flat. One split: its backward is one concatenation into the flat gradient, instead of a
+    /// full-length tensor for every view.
+    fn pieces_of_flat(&self) -> Vec<Tensor> {
+        self.flat.split_with_sizes(&self.pieces, 0)
+    }
+
     /// What the head reads, after the last norm, `[rows, dim]`, and the head, `[vocab, dim]`; for `tokens` as in [`Self::logits`], or those
-    /// behind the places that `cache` holds, which it then holds too. Both are of the working precision `kind`, in which the products and
-    /// attention take and give; parameters, residual stream, norms and rotation stay in single precision.
-    fn hidden(&self, tokens: &Tensor, mut cache: Option<&mut Cache>, kind: Kind) -> (Tensor, Tensor) {
+    /// behind the places that `cache` holds, which it then holds too. `pieces` are the parameters as [`Self::pieces_of_flat`] gives them.
+    /// The products and attention take and give the working precision `kind`; residual stream, norms and rotation are in single precision.
+    fn hidden(
+        &self,
+        pieces: Vec<Tensor>,
+        tokens: &Tensor,
+        mut cache: Option<&mut Cache>,
+        kind: Kind,
+    ) -> (Tensor, Tensor) {
         let c = &self.config;
         let start = cache.as_ref().map_or(0, |cache| cache.places);
         let (seq, dim) = (tokens.size()[1], c.dim as i64);
         let heads = (c.heads + 2 * c.kv_heads) as i64;
-        // One split: its backward is one concatenation into the flat gradient, instead of a full-length tensor for every view.
-        let mut parts = Parts(self.flat.split_with_sizes(&self.pieces, 0).into_iter());
+        let mut parts = Parts(pieces.into_iter());
         let embedding = parts.matrix(dim); // [vocab, dim]
         let head = if c.tied_embeddings {
             embedding.shallow_clone()
@@ -186,11 +197,16 @@ impl Model {
             let past = cache.as_mut().map(|cache| cache.block(block));
             let mixed = self.attention(&qkv.view([-1, seq, heads, c.head_dim() as i64]), vectors, start, past);
             x = &x + linear(&mixed, &w_o, &vectors.o_bias, kind); // [rows, dim]
-            let (w_up, w_down) = (parts.matrix(dim), parts.matrix(c.ffn as i64)); // gate and up together where there is a gate
-            let up = linear(&self.norm(&x, &vectors.mlp_norm), &w_up, &vectors.up_bias, kind); // [rows, ffn], or twice that
-            x = &x + linear(&self.activation(&up), &w_down, &vectors.down_bias, kind); // [rows, dim]
+            let normed = self.norm(&x, &vectors.mlp_norm).to_kind(kind); // [rows, dim]
+            let up = |weight: &Tensor| linear(&normed, weight, &vectors.up_bias, kind);
+            // silu(gate) * up, or GELU. Gate and up are products of their own: the backward of halves would copy them together.
+            let inner = match c.family.has_gate() {
+                true => up(&parts.matrix(dim)).silu() * up(&parts.matrix(dim)),
+                false => up(&parts.matrix(dim)).gelu("tanh"),
+            }; // [rows, ffn]
+            x = &x + linear(&inner, &parts.matrix(c.ffn as i64), &vectors.down_bias, kind); // [rows, dim]
         }
-        (self.norm(&x, &last_norm).to_kind(kind), head.to_kind(kind))
+        (self.norm(&x, &last_norm).to_kind(kind), head)
     }
 
     /// Causal grouped-query attention over `qkv` `[batch, seq, heads + 2 kv_heads, hd]` of the places from `start` on, and over those before,
@@ -212,19 +228,16 @@ impl Model {
         if let Some(past) = past {
             (k, v) = past.with(&k, &v);
         }
+        let mut shared = kv_heads != heads;
+        if shared && self.device().is_cuda() && qkv.kind() == Kind::Float {
+            // In fp32 only the kernel without groups keeps no square of the length.
+            let repeated = |t: &Tensor| t.repeat_interleave_self_int(heads / kv_heads, 1, None);
+            (k, v, shared) = (repeated(&k), repeated(&v), false);
+        }
         // A single token behind others sees all of them: there is nothing to mask.
-        let (causal, shared) = (start == 0, kv_heads != heads);
+        let causal = start == 0;
         let y = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, shared);
         y.transpose(1, 2).reshape([-1, self.config.q_dim() as i64]) // [rows, heads * hd]
-    }
-
-    /// What lies between the feed-forward's matrices: `silu(gate) * up` of `[rows, 2 * ffn]`, or GELU of `[rows, ffn]`; returns `[rows, ffn]`.
-    fn activation(&self, up: &Tensor) -> Tensor {
-        if !self.config.family.has_gate() {
-            return up.gelu("tanh");
-        }
-        let gate_up = up.chunk(2, -1); // 2 x [rows, ffn]
-        gate_up[0].silu() * &gate_up[1]
     }
 
     /// The family's norm over the last axis: RMSNorm, or LayerNorm where there is a bias.
@@ -349,20 +362,16 @@ impl Parts {
     }
 }
 
-/// Lengths of the consecutive pieces of the flat vector as the forward pass takes them: every tensor of the layout, but q|k|v together, their
-/// biases too, and gate|up.
+/// Lengths of the consecutive pieces of the flat vector as the forward pass takes them: every tensor of the layout, but q|k|v together, and
+/// their biases too.
 fn pieces(layout: &Layout) -> Vec<i64> {
     let mut lengths: Vec<i64> = Vec::with_capacity(layout.entries.len());
-    let mut before = "";
     for entry in &layout.entries {
-        let joins = entry.name.contains(".k_proj.")
-            || entry.name.contains(".v_proj.")
-            || (entry.name.contains(".up_proj.") && before.contains(".gate_proj."));
+        let joins = entry.name.contains(".k_proj.") || entry.name.contains(".v_proj.");
         match lengths.last_mut().filter(|_| joins) {
             Some(last) => *last += entry.len as i64,
             None => lengths.push(entry.len as i64),
         }
-        before = &entry.name;
     }
     lengths
 }

@@ -1,4 +1,5 @@
-//! The inner optimizers, over flat buffers; their state starts from zero in every round, so nothing private outlives one.
+//! The inner optimizers, over flat buffers. Their state starts from zero in every round, so nothing private outlives one; or, with `carry`, it is
+//! what the round before left ([`Optimizer::state`]).
 //!
 //! [`Optimizer::step`] takes the flat parameters and the flat gradient. With `muon`, the blocks' matrices take orthogonalised momentum
 //! (`optimizer/muon.rs`) and embedding, head and norms take AdamW; with `adamw`, everything takes AdamW (`optimizer/adamw.rs`); with `sgd`,
@@ -9,8 +10,8 @@ use std::ops::Range;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind};
-use crate::model::Layout;
+use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind, Precision};
+use crate::model::{Layout, host};
 
 mod adamw;
 mod muon;
@@ -20,7 +21,7 @@ use adamw::AdamW;
 use muon::Muon;
 use sgd::Sgd;
 
-/// The state of one round's inner optimizer.
+/// An inner optimizer with its state.
 pub struct Optimizer {
     config: OptimizerConfig,
     rule: Rule,
@@ -36,8 +37,8 @@ enum Rule {
 }
 
 impl Optimizer {
-    /// A fresh optimizer for a model of this shape, on `device`.
-    pub fn new(config: &OptimizerConfig, model: &ModelConfig, device: Device) -> Self {
+    /// A fresh optimizer for a model of this shape, on `device`. State and update are in fp32; Muon's iteration multiplies in `precision`.
+    pub fn new(config: &OptimizerConfig, precision: Precision, model: &ModelConfig, device: Device) -> Self {
         let layout = Layout::new(model);
         let vectors = vec![
             (layout.embeddings.clone(), config.weight_decay),
@@ -49,7 +50,7 @@ impl Optimizer {
             OptimizerKind::AdamW => Rule::AdamW(AdamW::new(layout.total, device), all),
             OptimizerKind::Sgd => Rule::Sgd(Sgd::new(config, layout.total, device), all),
             OptimizerKind::Muon => Rule::Muon(
-                Muon::new(config, model, &layout, device),
+                Muon::new(config, model, &layout, precision.kind(), device),
                 AdamW::new(layout.matrices.start, device),
                 vectors,
             ),
@@ -75,6 +76,65 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+}
+
+// The state as numbers: the steps taken (0 for rules that don't count them), then each tensor in the order of `tensors`.
+impl Optimizer {
+    /// How many numbers a state has.
+    pub fn state_len(config: &OptimizerConfig, model: &ModelConfig) -> usize {
+        let layout = Layout::new(model);
+        1 + match config.kind {
+            OptimizerKind::AdamW => 2 * layout.total,
+            OptimizerKind::Sgd => layout.total,
+            OptimizerKind::Muon => layout.total + layout.matrices.start,
+        }
+    }
+
+    /// A copy of the state, of [`Self::state_len`] numbers; all zeros before the first step.
+    pub fn state(&self) -> Vec<f32> {
+        let steps = match &self.rule {
+            Rule::AdamW(adamw, _) | Rule::Muon(_, adamw, _) => adamw.steps,
+            Rule::Sgd(..) => 0,
+        };
+        // Exact up to 2^24 steps, when every power of a beta that steps go into has long been zero.
+        let mut state = vec![steps as f32];
+        for tensor in self.tensors() {
+            state.extend(host::to_vec(tensor));
+        }
+        state
+    }
+
+    /// Takes up a state that [`Self::state`] told.
+    ///
+    /// # Errors
+    /// One of another length, or libtorch's.
+    pub fn load_state(&mut self, state: &[f32]) -> Result<(), TchError> {
+        let expected = 1 + self.tensors().iter().map(|tensor| tensor.numel()).sum::<usize>();
+        let Some((steps, mut rest)) = state.split_first().filter(|_| state.len() == expected) else {
+            let found = state.len();
+            return Err(TchError::Shape(format!(
+                "an optimizer state of {found} numbers, expected {expected}"
+            )));
+        };
+        match &mut self.rule {
+            Rule::AdamW(adamw, _) | Rule::Muon(_, adamw, _) => adamw.steps = *steps as i32,
+            Rule::Sgd(..) => (),
+        }
+        for tensor in self.tensors() {
+            let (own, others) = rest.split_at(tensor.numel());
+            tensor.shallow_clone().f_copy_(&Tensor::f_from_slice(own)?)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    fn tensors(&self) -> Vec<&Tensor> {
+        match &self.rule {
+            Rule::AdamW(adamw, _) => vec![&adamw.mean, &adamw.square],
+            Rule::Sgd(sgd, _) => vec![&sgd.buffer],
+            Rule::Muon(muon, adamw, _) => vec![&muon.mean, &adamw.mean, &adamw.square],
+        }
     }
 }
 

@@ -54,6 +54,7 @@ fn round(config: &ModelConfig, training: &TrainingConfig, device: Device) -> Loc
     let mut model = Model::new(config, device).unwrap();
     let inputs = RoundInputs {
         theta: &init_flat(config, 1),
+        state: &[],
         global_tokens: 0,
         batches: &mut |step| Some(batch(step)),
         keep_going: &mut |_| true,

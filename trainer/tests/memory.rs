@@ -24,6 +24,7 @@ fn measured(config: &ModelConfig, training: &TrainingConfig) -> u64 {
     let mut model = Model::new(config, Device::Cpu).unwrap();
     let inputs = RoundInputs {
         theta: &theta,
+        state: &[],
         global_tokens: 0,
         batches: &mut |step| (step < 2).then(|| batch.clone()),
         keep_going: &mut |_| true,

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 use tch::{Device, Tensor};
-use trainer::config::{ModelConfig, OptimizerConfig, OptimizerKind};
+use trainer::config::{ModelConfig, OptimizerConfig, OptimizerKind, Precision};
 use trainer::optimizer::Optimizer;
 
 /// Every third parameter after a hundred steps.
@@ -50,7 +50,7 @@ fn largest_difference(kind: OptimizerKind, expected: &[f64]) -> f64 {
     };
     let (model, count) = (model(), model().param_count() as i64);
     let mut theta = Tensor::from_slice(&(0..count).map(initial).collect::<Vec<_>>());
-    let mut optimizer = Optimizer::new(&config, &model, Device::Cpu);
+    let mut optimizer = Optimizer::new(&config, Precision::Fp32, &model, Device::Cpu);
     for step in 0..100 {
         let gradient: Vec<f32> = (0..count).map(|i| gradient(step, i)).collect();
         // Scaled by a power of two and back: clipping is part of the step.

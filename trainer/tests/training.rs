@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use tch::{Device, Tensor};
-use trainer::config::{Family, ModelConfig, OptimizerKind, RopeScaling, TrainingConfig};
+use trainer::config::{Family, InnerState, ModelConfig, OptimizerKind, RopeScaling, TrainingConfig};
 use trainer::eval::validation_loss;
 use trainer::generate::{GenerateOptions, generate};
 use trainer::local::{LocalError, LocalRound, RoundInputs, local_round, set_threads, trace_root};
@@ -41,10 +41,19 @@ fn batch(salt: u32) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// A round from `theta` with no limit of time.
+/// A round from `theta` with no limit of time and a fresh optimizer.
 fn round(
     training: &TrainingConfig,
     theta: &[f32],
+    batches: &mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>,
+) -> Result<LocalRound, LocalError> {
+    round_with(training, theta, &[], batches)
+}
+
+fn round_with(
+    training: &TrainingConfig,
+    theta: &[f32],
+    state: &[f32],
     batches: &mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>,
 ) -> Result<LocalRound, LocalError> {
     set_threads(1);
@@ -52,6 +61,7 @@ fn round(
     let (mut keep_going, mut observe) = (|_| true, |_, _| ());
     let inputs = RoundInputs {
         theta,
+        state,
         global_tokens: 0,
         batches,
         keep_going: &mut keep_going,
@@ -66,6 +76,59 @@ fn trained(theta: &[f32], round: &LocalRound) -> Vec<f32> {
         .zip(&round.delta)
         .map(|(theta, delta)| theta - delta)
         .collect()
+}
+
+#[test]
+fn with_carry_many_rounds_are_one_long_one() {
+    for kind in [OptimizerKind::Muon, OptimizerKind::AdamW, OptimizerKind::Sgd] {
+        let mut training = training(kind, 5);
+        training.optimizer.state = InnerState::Carry;
+        let start = init_flat(&tiny(), 1);
+        let run = |training: &TrainingConfig, rounds: u32, carried: bool| {
+            let (mut theta, mut state, mut first) = (start.clone(), Vec::new(), 0);
+            for _ in 0..rounds {
+                let mut batches = |step| Some(batch(first + step));
+                let round = round_with(training, &theta, &state, &mut batches).unwrap();
+                first += round.steps;
+                theta = trained(&theta, &round);
+                if carried {
+                    state = round.state;
+                }
+            }
+            theta
+        };
+        let long = run(
+            &TrainingConfig {
+                max_inner_steps: 20,
+                ..training.clone()
+            },
+            1,
+            true,
+        );
+        let apart = |theta: Vec<f32>| theta.iter().zip(&long).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (carried, reset) = (apart(run(&training, 4, true)), apart(run(&training, 4, false)));
+        assert!(carried < 1e-4, "{kind:?}: {carried:e}");
+        assert!(reset > 10.0 * carried && reset > 1e-3, "{kind:?}: {reset:e} without");
+    }
+}
+
+#[test]
+fn a_state_of_another_optimizer_is_refused() {
+    let mut training = training(OptimizerKind::AdamW, 2);
+    training.optimizer.state = InnerState::Carry;
+    let theta = init_flat(&tiny(), 1);
+    let expected = training.carried(&tiny());
+    let error = round_with(&training, &theta, &vec![0.0; expected - 1], &mut |_| Some(batch(0))).unwrap_err();
+    let told = format!("an optimizer state of {} numbers, expected {expected}", expected - 1);
+    assert!(error.to_string().contains(&told), "{error}");
+    training.optimizer.state = InnerState::Reset;
+    assert_eq!(training.carried(&tiny()), 0);
+    assert!(
+        round(&training, &theta, &mut |_| Some(batch(0)))
+            .unwrap()
+            .state
+            .is_empty()
+    );
 }
 
 #[test]
@@ -128,6 +191,7 @@ fn a_round_ends_when_time_or_batches_run_out() {
     let mut seen = Vec::new();
     let inputs = RoundInputs {
         theta: &theta,
+        state: &[],
         global_tokens: 0,
         batches: &mut |step| Some(batch(step)),
         keep_going: &mut |done| done < 3,
@@ -253,6 +317,7 @@ fn every_family_learns_under_either_optimizer() {
             let mut model = Model::new(&shape, Device::Cpu).unwrap();
             let inputs = RoundInputs {
                 theta: &theta,
+                state: &[],
                 global_tokens: 0,
                 batches: &mut |_| Some(batch(1)),
                 keep_going: &mut |_| true,

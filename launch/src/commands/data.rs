@@ -1,5 +1,6 @@
-//! `murmur data prepare|inspect|verify`.
+//! `murmur data prepare|inspect|batches|verify`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,6 +12,8 @@ use serde_json::json;
 use super::{must_be_new, print_json};
 use crate::cli::DataCommand;
 use crate::failure::usage;
+use crate::kit::Kit;
+use crate::peer_dir::PeerDir;
 use crate::units::{Bytes, thousands};
 
 /// Does what was asked.
@@ -35,8 +38,34 @@ pub fn run(command: DataCommand) -> Result<()> {
             let dir = folder(&dir);
             tell(&dir, &manifest_of(&dir)?, json)
         }
+        DataCommand::Batches {
+            dir,
+            from,
+            count,
+            tokens,
+            json,
+        } => batches(&dir, from..from.saturating_add(count), tokens, json),
         DataCommand::Verify { dir, json } => verify(&folder(&dir), json),
     }
+}
+
+/// What the batches of a run hold, a line each.
+fn batches(dir: &Path, range: Range<u64>, tokens: bool, json: bool) -> Result<()> {
+    let dir = PeerDir::find(Some(dir))?;
+    let kit = Kit::open(dir.run_config()?, &dir, 1)?;
+    for batch in range {
+        let sequences: Vec<u64> = kit.sequences(batch).collect();
+        let tokens = tokens.then(|| kit.batch(batch));
+        if json {
+            print_json(&json!({"batch": batch, "sequences": sequences, "tokens": tokens}))?;
+            continue;
+        }
+        println!("batch {batch}: sequences {sequences:?}");
+        for sequence in tokens.iter().flatten() {
+            println!("  {sequence:?}");
+        }
+    }
+    Ok(())
 }
 
 /// Prepares text as a run's data.

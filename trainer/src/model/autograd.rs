@@ -25,56 +25,116 @@ unsafe extern "C" {
 /// Computes gradients of one model, batch after batch.
 pub(crate) struct Autograd {
     kind: Kind,
-    /// That of the last batch, `[total]`, fp32.
-    gradient: Option<Tensor>,
+    /// That of the last batch, `[total]`, fp32; whatever an optimizer made of it is overwritten.
+    gradient: Tensor,
+}
+
+/// The parameters as leaves of one batch's graph.
+struct Leaves {
+    /// In the order of [`Model::pieces_of_flat`]: the blocks' matrices as copies in the working precision, everything else as it is.
+    pieces: Vec<Tensor>,
+    /// Where each lies in the flat vector.
+    places: Vec<(i64, i64)>,
+    /// The head in the working precision, `[vocab, dim]`; no part of the graph.
+    head: Tensor,
+    /// Which of the pieces it is.
+    head_piece: usize,
+}
+
+impl Leaves {
+    fn of(model: &Model, kind: Kind) -> Result<Self, TchError> {
+        let (layout, dim) = (&model.layout, model.config.dim as i64);
+        let mut start = 0;
+        let mut place = |&len: &i64| {
+            let place = (start, len);
+            start += len;
+            place
+        };
+        let places: Vec<(i64, i64)> = model.pieces.iter().map(&mut place).collect();
+        let leaf = |&(start, len): &(i64, i64)| {
+            let piece = model.flat.detach().f_narrow(0, start, len)?;
+            let matrix = start >= layout.matrices.start as i64;
+            let piece = if matrix { piece.f_to_kind(kind)? } else { piece };
+            Ok(piece.set_requires_grad(true))
+        };
+        let pieces = places.iter().map(leaf).collect::<Result<Vec<_>, TchError>>()?;
+        let head_piece = usize::from(!model.config.tied_embeddings);
+        let head = pieces[head_piece].detach().f_to_kind(kind)?.f_view([-1, dim])?;
+        Ok(Self {
+            pieces,
+            places,
+            head,
+            head_piece,
+        })
+    }
 }
 
 impl Autograd {
-    /// For a working precision. TF32 is a switch of the whole process: the last one made decides.
-    pub(crate) fn new(precision: Precision) -> Self {
+    /// Room for the gradient of `model`, in a working precision. TF32 is a switch of the whole process: the last one made decides.
+    ///
+    /// # Errors
+    /// libtorch's, for want of memory.
+    pub(crate) fn new(model: &Model, precision: Precision) -> Result<Self, TchError> {
         allow_tf32(precision == Precision::Tf32);
-        let kind = match precision {
-            Precision::Bf16 => Kind::BFloat16,
-            Precision::Fp32 | Precision::Tf32 => Kind::Float,
-        };
-        Self { kind, gradient: None }
+        Ok(Self {
+            kind: precision.kind(),
+            gradient: Tensor::f_zeros(model.flat.size(), (Kind::Float, model.device()))?,
+        })
     }
 
     /// The mean loss over the pieces `[batch, seq + 1]` together, nats per token, and its gradient in the layout's order, on the model's device.
     ///
     /// # Errors
     /// libtorch's, for want of memory; no piece at all.
-    pub(crate) fn of(&mut self, model: &Model, pieces: &[Tensor]) -> Result<(f64, &Tensor), TchError> {
-        self.gradient = None; // its memory is free for the next
-        let rows: i64 = pieces.iter().map(|piece| piece.size()[0] * (piece.size()[1] - 1)).sum();
-        let mut losses: Option<Tensor> = None;
-        for piece in pieces {
-            let (loss, gradient) = self.piece(model, piece, 1.0 / rows as f64)?;
-            match &mut self.gradient {
-                Some(sum) => drop(sum.f_add_(&gradient)?),
-                None => self.gradient = Some(gradient),
-            }
-            match &mut losses {
-                Some(sum) => drop(sum.f_add_(&loss)?),
-                None => losses = Some(loss),
-            }
+    pub(crate) fn of(&mut self, model: &Model, batch: &[Tensor]) -> Result<(f64, &Tensor), TchError> {
+        let rows: i64 = batch.iter().map(|piece| piece.size()[0] * (piece.size()[1] - 1)).sum();
+        if rows == 0 {
+            return Err(TchError::Shape("a batch without a token to predict".to_owned()));
         }
-        match (losses, &self.gradient) {
-            (Some(loss), Some(gradient)) => Ok((loss.double_value(&[]) / rows as f64, gradient)),
-            _ => Err(TchError::Shape("a batch without a sequence".to_owned())),
+        let leaves = Leaves::of(model, self.kind)?;
+        let mut loss = Tensor::f_zeros([], (Kind::Float, model.device()))?;
+        for (i, tokens) in batch.iter().enumerate() {
+            let _ = loss.f_add_(&self.piece(model, &leaves, tokens, 1.0 / rows as f64, i == 0)?)?;
         }
+        Ok((loss.f_double_value(&[])? / rows as f64, &self.gradient))
     }
 
-    /// The summed loss of a piece, and the gradient of `scale` times that.
-    fn piece(&self, model: &Model, tokens: &Tensor, scale: f64) -> Result<(Tensor, Tensor), TchError> {
+    /// The summed loss of a piece; the gradient of `scale` times that is set, if it is the first piece, or added to.
+    fn piece(
+        &mut self,
+        model: &Model,
+        leaves: &Leaves,
+        tokens: &Tensor,
+        scale: f64,
+        first: bool,
+    ) -> Result<Tensor, TchError> {
         let seq = tokens.size()[1] - 1;
         let targets = tokens.narrow(1, 1, seq).reshape([-1]); // [rows]
-        let (hidden, head) = model.hidden(&tokens.narrow(1, 0, seq), None, self.kind);
-        let (loss, dhidden, dhead) = tch::no_grad(|| cross_entropy(&hidden.detach(), &head.detach(), &targets, scale))?;
-        // The binding's backward begins at a scalar: at one whose gradients are those just computed.
-        let end = (&hidden * dhidden).sum(Kind::Float) + (&head * dhead).sum(Kind::Float);
-        let mut gradients = Tensor::f_run_backward(&[&end], &[&model.flat], false, false)?;
-        Ok((loss, gradients.swap_remove(0)))
+        let pieces = leaves.pieces.iter().map(Tensor::shallow_clone).collect();
+        let (hidden, _) = model.hidden(pieces, &tokens.narrow(1, 0, seq), None, self.kind);
+        let (loss, dhidden, dhead) = tch::no_grad(|| cross_entropy(&hidden.detach(), &leaves.head, &targets, scale))?;
+        // The binding's backward begins at a scalar: at one whose gradient is the one just computed.
+        let end = (&hidden * dhidden).sum(Kind::Float);
+        let untied = !model.config.tied_embeddings;
+        let in_graph = |i: &usize| !untied || *i != leaves.head_piece;
+        let reached: Vec<usize> = (0..leaves.pieces.len()).filter(in_graph).collect();
+        let inputs: Vec<&Tensor> = reached.iter().map(|&i| &leaves.pieces[i]).collect();
+        let gradients = Tensor::f_run_backward(&[&end], &inputs, false, false)?;
+        for (i, gradient) in reached.iter().zip(&gradients) {
+            self.put(leaves.places[*i], gradient, first)?;
+        }
+        self.put(leaves.places[leaves.head_piece], &dhead.f_view([-1])?, first && untied)?;
+        Ok(loss)
+    }
+
+    /// Sets a part of the gradient, or adds to it.
+    fn put(&self, (start, len): (i64, i64), gradient: &Tensor, first: bool) -> Result<(), TchError> {
+        let mut place = self.gradient.f_narrow(0, start, len)?;
+        if first {
+            place.f_copy_(gradient)
+        } else {
+            place.f_add_(gradient).map(drop)
+        }
     }
 }
 
@@ -84,7 +144,8 @@ pub(crate) fn allow_tf32(allowed: bool) {
     unsafe { murmur_allow_tf32(allowed) };
 }
 
-/// The summed cross-entropy of `targets` under `hidden head^T`, fp32, and the gradients of `scale` times that by both, in their kind.
+/// The summed cross-entropy of `targets` under `hidden head^T`, fp32, and the gradients of `scale` times that by `hidden`, in its kind, and
+/// by `head`, in fp32 where it took several pieces.
 fn cross_entropy(
     hidden: &Tensor,
     head: &Tensor,
@@ -119,14 +180,14 @@ fn cross_entropy(
         let _ = scores.f_mul_scalar_(scale)?;
         let dlogits = scores.f_to_kind(kind)?;
         part(&dhidden).f_copy_(&dlogits.f_matmul(head)?)?;
-        let share = dlogits.tr().f_matmul(&x)?.f_to_kind(Kind::Float)?;
-        match &mut dhead {
-            Some(sum) => drop(sum.f_add_(&share)?),
-            None => dhead = Some(share),
-        }
+        let share = dlogits.tr().f_matmul(&x)?;
+        dhead = Some(match dhead {
+            Some(sum) => sum.f_to_kind(Kind::Float)?.f_add_(&share)?,
+            None => share,
+        });
     }
     let dhead = dhead.ok_or_else(|| TchError::Shape("a batch without a row".to_owned()))?;
-    Ok((loss, dhidden, dhead.f_to_kind(kind)?))
+    Ok((loss, dhidden, dhead))
 }
 
 #[cfg(test)]
@@ -194,7 +255,7 @@ mod tests {
                 (Precision::Bf16, 2e-2),
             ] {
                 for pieces in [1, 2] {
-                    let mut autograd = Autograd::new(precision);
+                    let mut autograd = Autograd::new(&model, precision).unwrap();
                     let pieces: Vec<Tensor> = tokens.chunk(pieces, 0);
                     let (found_loss, found) = autograd.of(&model, &pieces).unwrap();
                     assert!(

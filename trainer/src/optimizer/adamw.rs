@@ -1,11 +1,13 @@
 //! AdamW (arXiv 1711.05101) over ranges of a flat vector.
 //!
 //! On the CPU one fused pass in plain Rust reads and writes each element once, where tensor operations would make a dozen passes; it is
-//! elementwise, so its bits do not depend on the threads. On other devices the same formula runs as tensor operations.
+//! elementwise, so its bits do not depend on the threads. On CUDA devices libtorch's fused kernel does the same; elsewhere the formula runs as
+//! tensor operations.
 
+use std::ffi::c_void;
 use std::ops::Range;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::OptimizerConfig;
 use crate::kernels::threads::{rows_per_job, run};
@@ -14,9 +16,9 @@ use crate::model::host;
 
 /// Mean and mean square of the gradient, over the first `len` elements of the flat vector.
 pub(super) struct AdamW {
-    mean: Tensor,
-    square: Tensor,
-    steps: i32,
+    pub(super) mean: Tensor,
+    pub(super) square: Tensor,
+    pub(super) steps: i32,
 }
 
 /// The scalars of one step.
@@ -38,6 +40,43 @@ struct Scalars {
     eps: f32,
 }
 
+/// What libtorch's kernel is told of one range's step.
+struct Hyper {
+    lr: f64,
+    beta1: f64,
+    beta2: f64,
+    decay: f64,
+    eps: f64,
+}
+
+impl Hyper {
+    fn new(config: &OptimizerConfig, decay: f64, lr: f64) -> Self {
+        Self {
+            lr,
+            beta1: config.beta1,
+            beta2: config.beta2,
+            decay,
+            eps: config.eps,
+        }
+    }
+}
+
+unsafe extern "C" {
+    fn murmur_fused_adamw(
+        theta: *const c_void,
+        gradient: *const c_void,
+        mean: *const c_void,
+        square: *const c_void,
+        step: *const c_void,
+        divisor: *const c_void,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        decay: f64,
+        eps: f64,
+    ) -> bool;
+}
+
 impl AdamW {
     pub(super) fn new(len: usize, device: Device) -> Self {
         Self {
@@ -47,7 +86,7 @@ impl AdamW {
         }
     }
 
-    /// One step on `ranges`, each with its decay.
+    /// One step on `ranges`, each with its decay. Off the CPU the gradient is worked on in place.
     pub(super) fn step(
         &mut self,
         config: &OptimizerConfig,
@@ -60,7 +99,11 @@ impl AdamW {
         self.steps += 1;
         for (range, decay) in ranges {
             let scalars = self.scalars(config, *decay, scale, lr);
-            if self.fused(range, theta, gradient, scalars).is_none() {
+            if self.fused(range, theta, gradient, scalars).is_some() {
+                continue;
+            }
+            let hyper = Hyper::new(config, *decay, lr);
+            if theta.device() == Device::Cpu || self.by_libtorch(range, theta, gradient, scale, &hyper).is_none() {
                 self.by_tensors(range, theta, gradient, scalars);
             }
         }
@@ -92,6 +135,40 @@ impl AdamW {
             .map(|((t, g), (m, s))| move || update(t, g, m, s, scalars))
             .collect());
         Some(())
+    }
+
+    /// libtorch's fused kernel; `None`, with everything as it was, where there is none.
+    fn by_libtorch(
+        &mut self,
+        range: &Range<usize>,
+        theta: &Tensor,
+        gradient: &Tensor,
+        scale: f64,
+        hyper: &Hyper,
+    ) -> Option<()> {
+        let part = |t: &Tensor| t.detach().narrow(0, range.start as i64, range.len() as i64);
+        let (theta, gradient, mean, square) = (part(theta), part(gradient), part(&self.mean), part(&self.square));
+        let scalar = |value: f64| Tensor::full([], value, (Kind::Float, theta.device()));
+        let (step, divisor) = (scalar(f64::from(self.steps)), scalar(1.0 / scale));
+        let pointer = |tensor: &Tensor| tensor.as_ptr().cast::<c_void>();
+        // SAFETY: a `tch::Tensor` holds a pointer to an `at::Tensor`, alive as long as it is, which is what the function takes. It checks kinds,
+        // shapes and devices before it writes, writes within the tensors given, and throws nothing.
+        let done = unsafe {
+            murmur_fused_adamw(
+                pointer(&theta),
+                pointer(&gradient),
+                pointer(&mean),
+                pointer(&square),
+                pointer(&step),
+                pointer(&divisor),
+                hyper.lr,
+                hyper.beta1,
+                hyper.beta2,
+                hyper.decay,
+                hyper.eps,
+            )
+        };
+        done.then_some(())
     }
 
     /// The same on any device, a tensor operation at a time.
@@ -154,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_pass_and_the_tensor_operations_equal_the_reference() {
+    fn the_fused_pass_libtorchs_and_the_tensor_operations_equal_the_reference() {
         let config = OptimizerConfig::default();
         let ranges = [(0..600, 0.1), (600..1000, 0.0)];
         let start = noise(1, 1000);
@@ -164,24 +241,32 @@ mod tests {
             let part: Vec<Vec<f32>> = gradients.iter().map(|g| g[range.clone()].to_vec()).collect();
             reference(&mut expected[range.clone()], &part, &config, *decay, 0.01);
         }
-        for fused in [true, false] {
+        for path in ["fused", "libtorch", "tensors"] {
             let mut theta = Tensor::from_slice(&start);
             let mut state = AdamW::new(1000, Device::Cpu);
             for gradient in &gradients {
                 // Half the gradient, counted twice: the scale is part of what is tested.
                 let gradient = Tensor::from_slice(gradient) * 0.5;
-                if fused {
+                if path == "fused" {
                     state.step(&config, &ranges, &mut theta, &gradient, 2.0, 0.01);
-                } else {
-                    state.steps += 1;
-                    for (range, decay) in &ranges {
+                    continue;
+                }
+                state.steps += 1;
+                for (range, decay) in &ranges {
+                    if path == "libtorch" {
+                        let hyper = Hyper::new(&config, *decay, 0.01);
+                        state.by_libtorch(range, &theta, &gradient, 2.0, &hyper).unwrap();
+                    } else {
                         let scalars = state.scalars(&config, *decay, 2.0, 0.01);
                         state.by_tensors(range, &theta, &gradient, scalars);
                     }
                 }
             }
             for (found, expected) in host::to_vec(&theta).iter().zip(&expected) {
-                assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
+                assert!(
+                    (f64::from(*found) - expected).abs() < 1e-5,
+                    "{path}: {found} {expected}"
+                );
             }
         }
     }

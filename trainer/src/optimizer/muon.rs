@@ -7,7 +7,7 @@
 //! Matrices of equal shape (up to transposition) go through the iteration together, as one batched product over all blocks: q, o and, when
 //! there is no grouping, k and v; gate, up and the transposed down. The iteration multiplies on the shorter side.
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::{ModelConfig, OptimizerConfig};
 use crate::kernels::product;
@@ -55,20 +55,29 @@ pub(super) struct Muon {
     momentum: f64,
     weight_decay: f64,
     /// Decaying mean of the gradient, `[blocks * block_len]`.
-    mean: Tensor,
+    pub(super) mean: Tensor,
     groups: Vec<Group>,
+    /// What the iteration computes in.
+    kind: Kind,
     start: i64,
     blocks: i64,
     block_len: i64,
 }
 
 impl Muon {
-    pub(super) fn new(config: &OptimizerConfig, model: &ModelConfig, layout: &Layout, device: Device) -> Self {
+    pub(super) fn new(
+        config: &OptimizerConfig,
+        model: &ModelConfig,
+        layout: &Layout,
+        kind: Kind,
+        device: Device,
+    ) -> Self {
         Self {
             momentum: config.momentum,
             weight_decay: config.weight_decay,
             mean: super::zeros(layout.matrices.len(), device),
             groups: groups(model),
+            kind,
             start: layout.matrices.start as i64,
             blocks: model.layers as i64,
             block_len: layout.block_len as i64,
@@ -100,7 +109,7 @@ impl Muon {
             .iter()
             .map(|member| member.view(direction, 0, self.blocks, self.block_len))
             .collect();
-        let mut update = orthogonalise(&Tensor::cat(&views, 0))?; // [members * blocks, short, long]
+        let mut update = orthogonalise(&Tensor::cat(&views, 0), self.kind)?; // [members * blocks, short, long]
         let _ = update.g_mul_scalar_(-lr * 0.2 * (group.long as f64).sqrt());
         for (member, part) in group.members.iter().zip(update.split(self.blocks, 0)) {
             let _ = member
@@ -135,15 +144,16 @@ fn groups(model: &ModelConfig) -> Vec<Group> {
     groups
 }
 
-/// Brings the singular values of each matrix in `x` `[n, short, long]` near one, keeping its singular vectors.
-fn orthogonalise(x: &Tensor) -> Result<Tensor, TchError> {
+/// Brings the singular values of each matrix in `x` `[n, short, long]` near one, keeping its singular vectors. The products are of `kind`: what
+/// bfloat16 adds to them is small beside how far from one the iteration leaves them.
+fn orthogonalise(x: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
     let (a, b, c) = COEFFICIENTS;
     let norm = x
         .square()
         .sum_dim_intlist([1_i64, 2].as_slice(), true, None::<tch::Kind>)
         .sqrt()
         .clamp_min(1e-7); // [n, 1, 1]
-    let mut x = x / norm;
+    let mut x = (x / norm).to_kind(kind);
     let mut next = x.empty_like();
     let (n, short) = (x.size()[0], x.size()[1]);
     let gram = Tensor::empty([n, short, short], (x.kind(), x.device()));
@@ -158,7 +168,7 @@ fn orthogonalise(x: &Tensor) -> Result<Tensor, TchError> {
         product(&next, &polynomial, &x, false)?;
         std::mem::swap(&mut x, &mut next);
     }
-    Ok(x)
+    Ok(x.to_kind(Kind::Float))
 }
 
 #[cfg(test)]
@@ -234,32 +244,39 @@ mod tests {
         let (layout, config) = (Layout::new(&model), OptimizerConfig::default());
         let start = init_flat(&model, 1);
         let gradients: Vec<Vec<f32>> = (0..3).map(|step| init_flat(&model, 10 + step)).collect();
-        let theta = Tensor::from_slice(&start);
-        let mut muon = Muon::new(&config, &model, &layout, Device::Cpu);
-        for gradient in &gradients {
-            // Twice the gradient, counted half: the scale is part of what is tested.
-            muon.step(&theta, &(Tensor::from_slice(gradient) * 2.0), 0.5, 0.01)
-                .unwrap();
-        }
-        let found = host::to_vec(&theta);
-        for entry in layout
-            .entries
-            .iter()
-            .filter(|entry| entry.offset >= layout.matrices.start)
-        {
-            let matrix = |flat: &[f32]| -> Matrix {
-                let part = &flat[entry.offset..entry.offset + entry.len];
-                part.chunks(entry.shape[1])
-                    .map(|row| row.iter().map(|&x| f64::from(x)).collect())
-                    .collect()
-            };
-            let steps: Vec<Matrix> = gradients.iter().map(|gradient| matrix(gradient)).collect();
-            let expected = muon_reference(&matrix(&start), &steps, &config, 0.01);
-            for (found, expected) in matrix(&found).iter().flatten().zip(expected.iter().flatten()) {
-                assert!((found - expected).abs() < 1e-5, "{}: {found} {expected}", entry.name);
+        // Three steps move an element by about 0.007, of which bfloat16's rounding may be a seventh.
+        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-3)] {
+            let theta = Tensor::from_slice(&start);
+            let mut muon = Muon::new(&config, &model, &layout, kind, Device::Cpu);
+            for gradient in &gradients {
+                // Twice the gradient, counted half: the scale is part of what is tested.
+                muon.step(&theta, &(Tensor::from_slice(gradient) * 2.0), 0.5, 0.01)
+                    .unwrap();
             }
+            let found = host::to_vec(&theta);
+            for entry in layout
+                .entries
+                .iter()
+                .filter(|entry| entry.offset >= layout.matrices.start)
+            {
+                let matrix = |flat: &[f32]| -> Matrix {
+                    let part = &flat[entry.offset..entry.offset + entry.len];
+                    part.chunks(entry.shape[1])
+                        .map(|row| row.iter().map(|&x| f64::from(x)).collect())
+                        .collect()
+                };
+                let steps: Vec<Matrix> = gradients.iter().map(|gradient| matrix(gradient)).collect();
+                let expected = muon_reference(&matrix(&start), &steps, &config, 0.01);
+                for (found, expected) in matrix(&found).iter().flatten().zip(expected.iter().flatten()) {
+                    assert!(
+                        (found - expected).abs() < bound,
+                        "{kind:?}, {}: {found} {expected}",
+                        entry.name
+                    );
+                }
+            }
+            assert_eq!(found[..layout.matrices.start], start[..layout.matrices.start]);
         }
-        assert_eq!(found[..layout.matrices.start], start[..layout.matrices.start]);
     }
 
     #[test]

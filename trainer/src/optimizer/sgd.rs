@@ -15,7 +15,7 @@ use crate::model::host;
 /// The momentum of all parameters.
 pub(super) struct Sgd {
     momentum: f32,
-    buffer: Tensor,
+    pub(super) buffer: Tensor,
 }
 
 /// The scalars of one range's step.
