@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::held_out::HeldOut;
 use anyhow::{Context, Result};
 use coordinatorless::types::{Hash, PeerId};
 use serde::{Deserialize, Serialize};
@@ -156,8 +157,10 @@ pub enum Event {
     Eval {
         /// The round whose model was evaluated.
         round: u64,
-        /// Its loss.
+        /// Its loss, nats per token.
         val_loss: f64,
+        /// The same in bits per byte of the text.
+        bits_per_byte: f64,
     },
     /// A finding that a person should see.
     Warning {
@@ -172,6 +175,17 @@ pub enum Event {
     /// A kind that this build does not know.
     #[serde(other)]
     Other,
+}
+
+impl Event {
+    /// What was found on held-out text with the model of a round.
+    pub fn eval(round: u64, found: HeldOut) -> Self {
+        Self::Eval {
+            round,
+            val_loss: found.loss,
+            bits_per_byte: found.bits_per_byte,
+        }
+    }
 }
 
 /// Unix seconds now.
@@ -267,13 +281,22 @@ mod tests {
     use super::*;
 
     fn eval(round: u64) -> Event {
-        Event::Eval { round, val_loss: 2.5 }
+        Event::eval(
+            round,
+            HeldOut {
+                loss: 2.5,
+                bits_per_byte: 3.5,
+            },
+        )
     }
 
     #[test]
     fn a_line_says_when_and_what_on_one_level() {
         let text = serde_json::to_string(&Line { t: 1.5, event: eval(3) }).unwrap();
-        assert_eq!(text, r#"{"t":1.5,"ev":"eval","round":3,"val_loss":2.5}"#);
+        assert_eq!(
+            text,
+            r#"{"t":1.5,"ev":"eval","round":3,"val_loss":2.5,"bits_per_byte":3.5}"#
+        );
         assert_eq!(serde_json::from_str::<Line>(&text).unwrap().event, eval(3));
     }
 

@@ -197,7 +197,7 @@ impl Figures {
             Event::Audit { member, verdict, .. } if verdict == "differs" => {
                 self.accused.insert(*member);
             }
-            Event::Eval { round, val_loss } => {
+            Event::Eval { round, val_loss, .. } => {
                 self.evals.insert(*round, *val_loss);
             }
             _ => {}

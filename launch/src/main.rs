@@ -15,6 +15,7 @@ mod events;
 mod failure;
 mod figures;
 mod heal;
+mod held_out;
 mod kit;
 mod loaded;
 mod model_file;

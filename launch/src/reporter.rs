@@ -14,6 +14,7 @@ use coordinatorless::types::{Finding, PeerId, RunId, SignedVerdict};
 use tokio::sync::{mpsc, watch};
 
 use crate::events::{Event, EventLog, now};
+use crate::held_out::HeldOut;
 use crate::peer_dir::{KnownPeer, PeerDir};
 use crate::progress::{Progress, RoundLine};
 use crate::status::{MemberStatus, OwnStatus, Status};
@@ -94,7 +95,7 @@ impl Reporter {
     pub async fn run(
         mut self,
         mut notices: mpsc::Receiver<Notice>,
-        mut evals: mpsc::Receiver<(u64, f64)>,
+        mut evals: mpsc::Receiver<(u64, HeldOut)>,
         mut status: watch::Receiver<Option<NodeStatus>>,
     ) -> EventLog {
         let mut written = Instant::now() - Duration::from_secs(1);
@@ -107,9 +108,9 @@ impl Reporter {
                     }
                     None => break,
                 },
-                Some((round, val_loss)) = evals.recv() => {
-                    self.val_loss = Some(val_loss);
-                    self.write(Event::Eval { round, val_loss });
+                Some((round, found)) = evals.recv() => {
+                    self.val_loss = Some(found.loss);
+                    self.write(Event::eval(round, found));
                 }
                 Ok(()) = status.changed() => {
                     let told = status.borrow_and_update().clone();

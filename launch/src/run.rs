@@ -24,6 +24,7 @@ use trainer::compress::Codec;
 use crate::cli::Cheat;
 use crate::device::{device, threads};
 use crate::events::{Event, EventLog};
+use crate::held_out::HeldOut;
 use crate::kit::Kit;
 use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
@@ -178,7 +179,7 @@ struct Threads {
 
 impl Computing {
     /// Starts worker and side thread.
-    fn start(self, done: mpsc::Sender<Done>, evals: mpsc::Sender<(u64, f64)>) -> Result<Threads> {
+    fn start(self, done: mpsc::Sender<Done>, evals: mpsc::Sender<(u64, HeldOut)>) -> Result<Threads> {
         let device = device(self.local.device.as_deref())?;
         let threads = threads(self.local.threads)?;
         let (work_sender, work) = std_mpsc::channel();

@@ -14,7 +14,7 @@ use tch::Device;
 use trainer::local::set_threads;
 use trainer::model::Model;
 
-use crate::commands::generate::held_out_loss;
+use crate::held_out::{HeldOut, held_out};
 use crate::kit::{Kit, batch_indices};
 
 /// Held-out sequences of one evaluation.
@@ -52,8 +52,8 @@ pub struct Setup {
     pub threads: usize,
     /// Verdicts.
     pub done: tokio::sync::mpsc::Sender<Done>,
-    /// Evaluations: (round, loss).
-    pub evals: tokio::sync::mpsc::Sender<(u64, f64)>,
+    /// Evaluations: round and what was found.
+    pub evals: tokio::sync::mpsc::Sender<(u64, HeldOut)>,
 }
 
 /// Takes tasks until nobody has any.
@@ -65,8 +65,8 @@ pub fn work(setup: &Setup, tasks: &Receiver<Task>) -> Result<()> {
     let mut model = Model::new(&setup.kit.model, setup.device)?;
     for task in tasks {
         match task {
-            Task::Evaluate { round, theta } => match held_out_loss(&mut model, &theta, &setup.kit.data, EVALUATED) {
-                Ok(loss) => drop(setup.evals.blocking_send((round, loss))),
+            Task::Evaluate { round, theta } => match held_out(&mut model, &theta, &setup.kit.data, EVALUATED) {
+                Ok(found) => drop(setup.evals.blocking_send((round, found))),
                 Err(error) => tracing::warn!(round, "no evaluation: {error:#}"),
             },
             Task::Audit {

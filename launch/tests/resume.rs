@@ -40,11 +40,39 @@ fn models(home: &Path, name: &str) -> Vec<(u64, Value)> {
     models
 }
 
+/// As `train` is used alone: every value sent, moments carried from round to round, no audits.
+const ALONE: &str = r#"
+max_inner_steps = 40
+outer_rate = 1.0
+[training.optimizer]
+kind = "adamw"
+state = "carry"
+[training.compression]
+algorithm = "dense"
+[membership]
+round_batches = 40
+[timing]
+train_secs = 20.0
+[verification]
+audit_permille = 0
+[storage]
+snapshot_rounds = 4
+"#;
+
 #[test]
 fn a_run_killed_ten_times_ends_with_the_model_of_one_left_alone() {
+    ends_alike("sparse", RUN);
+}
+
+#[test]
+fn so_does_one_that_carries_its_moments() {
+    ends_alike("carry", ALONE);
+}
+
+fn ends_alike(what: &str, run: &str) {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    run_file(home, "resume", RUN);
+    run_file(home, what, run);
     // A run's id, and with it the order of its data, is drawn when it is created: both go on from the same beginning.
     ends_well(home, "calm", train(home, "calm", "2"));
     copy(&home.join("calm"), &home.join("killed"));

@@ -11,6 +11,7 @@ use super::{print_json, tasks};
 use crate::cli::EvalArgs;
 use crate::device::device;
 use crate::failure::usage;
+use crate::held_out::{HeldOut, bits_per_byte};
 use crate::loaded::Loaded;
 use crate::peer_dir::PeerDir;
 use crate::vocabulary::Vocabulary;
@@ -38,13 +39,15 @@ fn held_out(args: &EvalArgs) -> Result<()> {
     let data = Dataset::open(&dir.data(), &dir.run_config()?.data.manifest.0)
         .context("the run's data in this directory cannot be used")?;
     let sequences = args.sequences.clamp(1, data.held_out_sequences().max(1));
-    let loss = speaker.held_out_loss(&data, sequences)?;
+    let HeldOut { loss, bits_per_byte } = speaker.held_out(&data, sequences)?;
     let round = speaker.stamp.map(|stamp| stamp.round);
     if args.json {
-        return print_json(&json!({"loss": loss, "perplexity": loss.exp(), "sequences": sequences, "round": round}));
+        return print_json(
+            &json!({"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits_per_byte, "sequences": sequences, "round": round}),
+        );
     }
     println!(
-        "loss {loss:.4} nats per token (perplexity {:.2}) on {sequences} held-out sequences",
+        "loss {loss:.4} nats per token (perplexity {:.2}, {bits_per_byte:.4} bits per byte) on {sequences} held-out sequences",
         loss.exp()
     );
     Ok(())
@@ -73,11 +76,15 @@ fn on_tokens(args: &EvalArgs, text: Option<&str>) -> Result<()> {
         })
         .collect();
     if args.json {
-        return print_json(&report(args, &tokens, &reading, &next));
+        return print_json(&report(args, &tokens, &reading, &loaded.vocabulary, &next));
     }
     print!("{} tokens", tokens.len());
     if let Some(loss) = reading.loss {
-        print!(", loss {loss:.4} nats per token (perplexity {:.2})", loss.exp());
+        print!(", loss {loss:.4} nats per token (perplexity {:.2}", loss.exp());
+        if let Some(bits) = bits_of(&loaded.vocabulary, &tokens, loss) {
+            print!(", {bits:.4} bits per byte");
+        }
+        print!(")");
     }
     println!();
     for one in next {
@@ -103,13 +110,23 @@ struct Next {
     text: Option<String>,
 }
 
-fn report(args: &EvalArgs, tokens: &[u32], reading: &Reading, next: &[Next]) -> Value {
+/// Bits per byte of what was predicted: all but the first token; `None` where its text is not known.
+fn bits_of(vocabulary: &Vocabulary, tokens: &[u32], loss: f64) -> Option<f64> {
+    let predicted = tokens.get(1..)?;
+    let bytes = vocabulary.decode(predicted)?.len();
+    Some(bits_per_byte(loss, predicted.len(), bytes))
+}
+
+fn report(args: &EvalArgs, tokens: &[u32], reading: &Reading, vocabulary: &Vocabulary, next: &[Next]) -> Value {
     let next: Vec<Value> = next
         .iter()
         .map(|one| json!({"id": one.id, "text": one.text, "logit": one.logit, "probability": one.probability}))
         .collect();
     let mut report =
         json!({"ids": tokens, "loss": reading.loss, "perplexity": reading.loss.map(f64::exp), "next": next});
+    if let Some(bits) = reading.loss.and_then(|loss| bits_of(vocabulary, tokens, loss)) {
+        report["bits_per_byte"] = json!(bits);
+    }
     if args.logits {
         report["logits"] = json!(reading.logits);
     }

@@ -5,7 +5,6 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use datasets::Dataset;
 use serde_json::json;
-use trainer::eval::validation_loss;
 use trainer::generate::{GenerateOptions, generate};
 use trainer::model::Model;
 
@@ -13,6 +12,7 @@ use super::print_json;
 use crate::cli::GenerateArgs;
 use crate::device::device;
 use crate::failure::usage;
+use crate::held_out::{HeldOut, held_out};
 use crate::loaded::Loaded;
 use crate::model_file::Stamp;
 use crate::peer_dir::PeerDir;
@@ -135,18 +135,7 @@ impl Speaker {
     ///
     /// # Errors
     /// Data of another tokenizer.
-    pub fn held_out_loss(&mut self, data: &Dataset, count: u64) -> Result<f64> {
-        held_out_loss(&mut self.model, &self.theta, data, count)
+    pub fn held_out(&mut self, data: &Dataset, count: u64) -> Result<HeldOut> {
+        held_out(&mut self.model, &self.theta, data, count)
     }
-}
-
-/// Loss on up to `count` held-out sequences, spread evenly over all of them: the same ones for everybody.
-///
-/// # Errors
-/// Data without a held-out part, or of another tokenizer.
-pub fn held_out_loss(model: &mut Model, theta: &[f32], data: &Dataset, count: u64) -> Result<f64> {
-    let all = data.held_out_sequences();
-    let count = count.min(all);
-    let sequences: Vec<Vec<u32>> = (0..count).map(|i| data.held_out(i * all / count)).collect();
-    Ok(validation_loss(model, theta, &sequences)?)
 }

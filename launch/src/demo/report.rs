@@ -14,6 +14,7 @@ use crate::commands::generate::Speaker;
 use crate::commands::ledger::{self, Verified};
 use crate::events::{self, Event, EventLog, Line};
 use crate::figures::{Caught, Figures, PeerFigures, proven};
+use crate::held_out::HeldOut;
 use crate::peer_dir::PeerDir;
 use crate::plot::{Mark, Plot, Series};
 use crate::progress::Progress;
@@ -71,11 +72,10 @@ pub fn report(args: &DemoArgs, stage: &Stage, progress: &Progress) -> Result<Rep
         .find(|peer| last_round(&peer.dir) >= args.rounds)
         .context("no peer has the last round")?;
     let mut speaker = Speaker::open(&source.dir, Some("cpu"))?;
-    let val_loss = evaluate(&source.dir, &mut speaker)?;
-    EventLog::open(source.dir.path())?.write(Event::Eval {
-        round: speaker.stamp.map_or(0, |stamp| stamp.round),
-        val_loss,
-    })?;
+    let found = evaluate(&source.dir, &mut speaker)?;
+    let val_loss = found.loss;
+    let round = speaker.stamp.map_or(0, |stamp| stamp.round);
+    EventLog::open(source.dir.path())?.write(Event::eval(round, found))?;
     let logs: Vec<(PeerId, Vec<Line>)> = stage
         .peers
         .iter()
@@ -151,10 +151,10 @@ fn last_round(dir: &PeerDir) -> u64 {
 }
 
 /// The final model's loss on text that nobody trained on.
-fn evaluate(dir: &PeerDir, speaker: &mut Speaker) -> Result<f64> {
+fn evaluate(dir: &PeerDir, speaker: &mut Speaker) -> Result<HeldOut> {
     let config = dir.run_config()?;
     let data = Dataset::open(&dir.data(), &config.data.manifest.0)?;
-    speaker.held_out_loss(&data, EVALUATED)
+    speaker.held_out(&data, EVALUATED)
 }
 
 /// Everything that a good demo must show, and this one does not.
