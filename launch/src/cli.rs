@@ -123,7 +123,7 @@ pub struct ReportArgs {
 /// What is local to a peer. A value comes from the flag, else the environment, else peer.toml in its directory.
 #[derive(Debug, Default, Clone, Args)]
 pub struct PeerOptions {
-    /// Where to compute: cpu, cuda, cuda:N, or auto for a GPU if there is one [default: auto].
+    /// Where to compute: cpu, cuda, cuda:N, auto for a GPU if there is one [default: auto], or several: cuda:0,cuda:1 or cuda:all.
     #[arg(long, env = "MURMUR_DEVICE", value_name = "DEVICE")]
     pub device: Option<String>,
     /// Threads to compute with [default: all cores].

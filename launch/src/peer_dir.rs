@@ -24,7 +24,7 @@ pub struct PeerDir(PathBuf);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PeerFile {
-    /// `cpu`, `cuda`, `cuda:N` or `auto`.
+    /// `cpu`, `cuda`, `cuda:N`, `auto`, or several: `cuda:0,cuda:1`, `cuda:all`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Threads to compute with.

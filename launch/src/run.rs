@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use trainer::compress::Codec;
 
 use crate::cli::Cheat;
-use crate::device::{device, threads};
+use crate::device::{devices, threads};
 use crate::events::{Event, EventLog};
 use crate::held_out::HeldOut;
 use crate::kit::Kit;
@@ -180,13 +180,13 @@ struct Threads {
 impl Computing {
     /// Starts worker and side thread.
     fn start(self, done: mpsc::Sender<Done>, evals: mpsc::Sender<(u64, HeldOut)>) -> Result<Threads> {
-        let device = device(self.local.device.as_deref())?;
+        let devices = devices(self.local.device.as_deref())?;
         let threads = threads(self.local.threads)?;
         let (work_sender, work) = std_mpsc::channel();
         let (side_sender, tasks) = std_mpsc::channel();
         let aside = side::Setup {
             kit: self.kit.clone(),
-            device,
+            device: devices[0],
             threads,
             done: done.clone(),
             evals,
@@ -195,7 +195,7 @@ impl Computing {
             kit: self.kit,
             dir: self.dir,
             me: self.me,
-            device,
+            devices,
             threads,
             cheat: self.cheat,
             stop: self.stop,

@@ -17,8 +17,8 @@ use coordinatorless::types::{BatchIndex, Branch, Hash, PeerId, Round};
 use tch::Device;
 use trainer::checkpoint;
 use trainer::compress::Codec;
-use trainer::local::{LocalError, RoundInputs, local_round, set_threads};
-use trainer::model::Model;
+use trainer::local::{LocalError, RoundInputs, set_threads};
+use trainer::replicas::Replicas;
 
 use crate::accumulators::Accumulators;
 use crate::cheat::trained_on;
@@ -43,8 +43,8 @@ pub struct Setup {
     pub dir: PeerDir,
     /// This peer.
     pub me: PeerId,
-    /// Where to compute.
-    pub device: Device,
+    /// Where to compute: every batch is shared out over them.
+    pub devices: Vec<Device>,
     /// With how many threads.
     pub threads: usize,
     /// How this peer cheats, in a demo that wants it caught.
@@ -60,7 +60,7 @@ pub struct Setup {
 /// The worker's own.
 struct Worker {
     setup: Setup,
-    model: Model,
+    replicas: Replicas,
     accumulators: Accumulators,
     theta: Vec<f32>,
     at: Option<Stamp>,
@@ -114,7 +114,7 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
     let kit = &setup.kit;
     let keep = kept_accumulators(&kit.config);
     let mut worker = Worker {
-        model: Model::new(&kit.model, setup.device)?,
+        replicas: Replicas::new(&kit.model, &setup.devices, setup.threads)?,
         accumulators: Accumulators::open(setup.dir.accumulators(), kit.kept(), keep)?,
         theta: Vec::new(),
         at: None,
@@ -291,7 +291,7 @@ impl Worker {
             keep_going: &mut |_| stop.wants(id) && Instant::now() < deadline,
             observe: &mut |step, loss| tracing::debug!(round = %order.round, step, loss, "trained"),
         };
-        let local = local_round(&mut self.model, &kit.training, inputs)?;
+        let local = self.replicas.local_round(&kit.training, inputs)?;
         if !stop.wants(id) {
             return Ok(None);
         }

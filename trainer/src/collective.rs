@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::model::host;
 
@@ -49,6 +49,39 @@ pub trait Collective: Send {
     /// # Errors
     /// [`CollectiveError`]; then no rank's values can be relied on.
     fn sum(&self, values: &mut Tensor) -> Result<(), CollectiveError>;
+}
+
+/// A group with a rank on each of these devices, in their order: all on the CPU, or on as many CUDA devices.
+///
+/// # Errors
+/// Devices that make no group, or NCCL's.
+pub fn group(devices: &[Device]) -> Result<Vec<Box<dyn Collective>>, CollectiveError> {
+    if devices.iter().all(|device| *device == Device::Cpu) {
+        let boxed = |rank: Threads| -> Box<dyn Collective> { Box::new(rank) };
+        return Ok(Threads::group(devices.len()).into_iter().map(boxed).collect());
+    }
+    let index = |device: &Device| match device {
+        Device::Cuda(index) => Ok(*index),
+        other => Err(CollectiveError::Tensor {
+            expected: "on CUDA devices alone",
+            found: format!("{other:?} among them"),
+        }),
+    };
+    let indices = devices.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+    over_nccl(&indices)
+}
+
+#[cfg(feature = "nccl")]
+fn over_nccl(devices: &[usize]) -> Result<Vec<Box<dyn Collective>>, CollectiveError> {
+    let boxed = |rank: nccl::Nccl| -> Box<dyn Collective> { Box::new(rank) };
+    Ok(nccl::Nccl::group(devices)?.into_iter().map(boxed).collect())
+}
+
+#[cfg(not(feature = "nccl"))]
+fn over_nccl(_devices: &[usize]) -> Result<Vec<Box<dyn Collective>>, CollectiveError> {
+    Err(CollectiveError::Nccl(
+        "this build has none; build with the feature `nccl`, or train on one device".to_owned(),
+    ))
 }
 
 /// What the threads of a group share.

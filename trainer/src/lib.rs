@@ -3,8 +3,8 @@
 //!
 //! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`]
 //! (what that takes), [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`],
-//! [`checkpoint`] (files of ours and of others), [`generate`], [`eval`], [`choices`] (multiple choice), [`device`] (GPUs), [`collective`] (replicas of
-//! one peer; not used by the round yet), [`mod@bench`].
+//! [`checkpoint`] (files of ours and of others), [`generate`], [`eval`], [`choices`] (multiple choice), [`device`] (GPUs), [`replicas`] and
+//! [`collective`] (several devices of one peer), [`mod@bench`].
 
 pub mod aggregate;
 pub mod apply;
@@ -24,4 +24,5 @@ pub mod local;
 pub mod memory;
 pub mod model;
 pub mod optimizer;
+pub mod replicas;
 pub mod schedule;

@@ -17,6 +17,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::collective::CollectiveError;
 use crate::config::{ConfigError, InnerState, TrainingConfig};
 use crate::gradient::Gradients;
 use crate::memory::MemoryError;
@@ -108,6 +109,25 @@ pub enum LocalError {
     /// There is too little memory for it.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A batch that cannot be shared out evenly.
+    #[error(
+        "{ranks} devices cannot share batches of {found} sequences evenly; take a batch_sequences that is a multiple of {ranks}, or fewer devices"
+    )]
+    Shares {
+        /// Devices.
+        ranks: usize,
+        /// Sequences of a batch.
+        found: usize,
+    },
+    /// The devices of this peer could not add up their gradients.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// A device's thread ended before it should.
+    #[error("the thread of device {rank} of this peer ended early")]
+    Rank {
+        /// Which, from 0.
+        rank: usize,
+    },
     /// libtorch failed, usually for want of memory.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -130,15 +150,33 @@ pub fn local_round(
     inputs: RoundInputs<'_>,
 ) -> Result<LocalRound, LocalError> {
     training.validate_with(model.config())?;
-    model.load_flat(inputs.theta)?;
-    let mut stepper = Stepper::new(model, training, learning_rate(training, inputs.global_tokens))?;
-    if !inputs.state.is_empty() {
-        stepper.optimizer.load_state(inputs.state)?;
-    }
+    let theta = inputs.theta;
+    let mut stepper = Stepper::begin(model, training, inputs.state, theta, inputs.global_tokens)?;
+    let taken = take_steps(training.max_inner_steps, inputs, &mut |batch| {
+        stepper.step(model, batch)
+    })?;
+    taken.round(training, theta, model, stepper.state())
+}
+
+/// What the steps of a round came to.
+pub(crate) struct Taken {
+    losses: Vec<f64>,
+    trace: Vec<[u8; 32]>,
+}
+
+/// What a step gives: the loss before it, and the gradient's norm before clipping.
+type Stepped = Result<(f32, f64), LocalError>;
+
+/// Takes steps as long as there are batches and time.
+pub(crate) fn take_steps(
+    most: u32,
+    inputs: RoundInputs<'_>,
+    take: &mut dyn FnMut(&[Vec<u32>]) -> Stepped,
+) -> Result<Taken, LocalError> {
     let (mut losses, mut trace) = (Vec::new(), Vec::new());
-    for step in 0..training.max_inner_steps {
+    for step in 0..most {
         let Some(batch) = (inputs.batches)(step) else { break };
-        let (loss, norm) = stepper.step(model, &batch)?;
+        let (loss, norm) = take(&batch)?;
         losses.push(f64::from(loss));
         trace.push(trace_leaf(step, loss, norm));
         (inputs.observe)(step, f64::from(loss));
@@ -146,30 +184,38 @@ pub fn local_round(
             break;
         }
     }
-    let (Some(&first_loss), Some(&last_loss)) = (losses.first(), losses.last()) else {
-        return Err(LocalError::NoBatch);
-    };
-    Ok(LocalRound {
-        delta: model.with_flat(|local| {
-            inputs
-                .theta
-                .iter()
-                .zip(local)
-                .map(|(agreed, local)| agreed - local)
-                .collect()
-        }),
-        state: match training.optimizer.state {
-            InnerState::Carry => stepper.optimizer.state(),
-            InnerState::Reset => Vec::new(),
-        },
-        steps: stepper.done,
-        tokens: u64::from(stepper.done) * training.tokens_per_step(),
-        mean_loss: losses.iter().sum::<f64>() / losses.len() as f64,
-        first_loss,
-        last_loss,
-        trace_root: trace_root(&trace),
-        trace,
-    })
+    Ok(Taken { losses, trace })
+}
+
+impl Taken {
+    /// The round that ended with `model` and this optimizer's state.
+    ///
+    /// # Errors
+    /// No step was taken.
+    pub(crate) fn round(
+        self,
+        training: &TrainingConfig,
+        theta: &[f32],
+        model: &Model,
+        state: Vec<f32>,
+    ) -> Result<LocalRound, LocalError> {
+        let Self { losses, trace } = self;
+        let (Some(&first_loss), Some(&last_loss)) = (losses.first(), losses.last()) else {
+            return Err(LocalError::NoBatch);
+        };
+        let delta = |local: &[f32]| theta.iter().zip(local).map(|(agreed, local)| agreed - local).collect();
+        Ok(LocalRound {
+            delta: model.with_flat(delta),
+            state,
+            steps: trace.len() as u32,
+            tokens: trace.len() as u64 * training.tokens_per_step(),
+            mean_loss: losses.iter().sum::<f64>() / losses.len() as f64,
+            first_loss,
+            last_loss,
+            trace_root: trace_root(&trace),
+            trace,
+        })
+    }
 }
 
 /// The inner steps of one round: optimizer state, learning rate, and the number done.
@@ -194,12 +240,47 @@ impl Stepper {
         })
     }
 
+    /// A round's: `model` gets the agreed parameters, the optimizer the carried state if there is one.
+    pub(crate) fn begin(
+        model: &mut Model,
+        training: &TrainingConfig,
+        state: &[f32],
+        theta: &[f32],
+        global_tokens: u64,
+    ) -> Result<Self, LocalError> {
+        model.load_flat(theta)?;
+        let mut stepper = Self::new(model, training, learning_rate(training, global_tokens))?;
+        if !state.is_empty() {
+            stepper.optimizer.load_state(state)?;
+        }
+        Ok(stepper)
+    }
+
+    /// The optimizer's state, where the run carries it; else nothing.
+    pub(crate) fn state(&self) -> Vec<f32> {
+        match self.training.optimizer.state {
+            InnerState::Carry => self.optimizer.state(),
+            InnerState::Reset => Vec::new(),
+        }
+    }
+
     /// One step on a batch of `batch_sequences` sequences of `seq_len + 1` tokens: forward, backward, clip, update. Returns the loss before it and
     /// the gradient's norm before clipping.
-    pub(crate) fn step(&mut self, model: &mut Model, batch: &[Vec<u32>]) -> Result<(f32, f64), LocalError> {
+    pub(crate) fn step(&mut self, model: &mut Model, batch: &[Vec<u32>]) -> Stepped {
+        self.step_with(model, batch, &mut |loss, _| Ok(loss))
+    }
+
+    /// The same, where `between` may change loss and gradient before they are looked at: by what other ranks found in their share of the batch.
+    pub(crate) fn step_with(
+        &mut self,
+        model: &mut Model,
+        batch: &[Vec<u32>],
+        between: &mut dyn FnMut(f64, &Tensor) -> Result<f64, LocalError>,
+    ) -> Stepped {
         let step = self.done;
         self.check(batch, model)?;
         let (loss, gradient) = self.gradients.of(model, batch)?;
+        let loss = between(loss, gradient)?;
         let norm = gradient.norm().double_value(&[]);
         for (what, value) in [("loss", loss), ("gradient norm", norm)] {
             if !value.is_finite() {

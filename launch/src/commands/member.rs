@@ -14,7 +14,7 @@ use coordinatorless::wire::Keys;
 
 use super::{data, must_be_new};
 use crate::cli::{JoinArgs, NewArgs, PeerArgs, PeerOptions, TrainArgs};
-use crate::device::device;
+use crate::device::devices;
 use crate::failure::usage;
 use crate::peer_dir::{self, PeerDir, PeerFile};
 use crate::progress::Progress;
@@ -31,7 +31,7 @@ pub fn new(args: &NewArgs) -> Result<()> {
     }
     let local = args.peer.over(PeerFile::default());
     // Before data are prepared for nothing.
-    device(local.device.as_deref())?;
+    devices(local.device.as_deref())?;
     Progress::new(false).line(&plan.size());
     let (dir, config) = create(&plan, args.dir.as_deref(), &local)?;
     let progress = Progress::new(false);
@@ -83,7 +83,7 @@ pub fn join(args: &JoinArgs) -> Result<()> {
 pub fn train(args: &TrainArgs) -> Result<()> {
     let plan = RunPlan::load(&args.run, &args.sets)?;
     let mut local = args.peer.over(PeerFile::default());
-    device(local.device.as_deref())?;
+    devices(local.device.as_deref())?;
     // Nobody can reach it, and it calls nobody.
     local.bind = Some(([127, 0, 0, 1], 0).into());
     local.relay = Some("none".to_owned());
