@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::types::{Hash, PeerId, RunId};
+use crate::wire::VERSION;
 
 mod blobs;
 mod book;
@@ -42,6 +43,7 @@ mod rate;
 mod sync;
 
 pub use blobs::{FetchCounters, FetchError};
+pub(crate) use links::FRAME_HEADER;
 pub use sync::{Request, Response, SnapshotInfo, StatusInfo};
 
 use blobs::Blobs;
@@ -416,7 +418,7 @@ impl Net {
     }
 }
 
-/// The name of one of our protocols in one run.
+/// The name of one of our protocols in one run. What is left out of messages on a link stands here.
 fn alpn(protocol: &str, run: RunId) -> Vec<u8> {
-    format!("murmur/{protocol}/1/{run}").into_bytes()
+    format!("murmur/{protocol}/{VERSION}/{run}").into_bytes()
 }

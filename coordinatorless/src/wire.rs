@@ -6,13 +6,16 @@
 //! The signature is ed25519 over `BLAKE3::derive_key("murmur/v1/<kind>", payload)` (R1). A frame is dropped with a reason when it
 //! is over its kind's size limit, of another version, not validly encoded, not canonical (decoding and encoding again gives other
 //! bytes), or not signed by its signer. Nothing is allocated by a length that the bytes merely claim: `rkyv` validates in place.
+//! On a link between two peers most messages take a shorter form (`wire/link.rs`); what is signed stays the same.
+
+use std::mem::{offset_of, size_of};
 
 use rkyv::{Archive, Deserialize, Serialize, rancor, util::AlignedVec};
 
 use crate::types::*;
 
 /// The wire's version; another one is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes before the payload.
 pub const HEADER: usize = 2 + 1 + 32 + 64;
 /// The largest payload of a message that carries a record.
@@ -147,9 +150,24 @@ pub enum Body {
     Evidence(Evidence),
 }
 
+/// How far before the end of a payload its run stands: `rkyv` writes what a message holds by value last.
+macro_rules! run_of {
+    ($message:ty) => {
+        Some(
+            size_of::<rkyv::Archived<$message>>()
+                - offset_of!(rkyv::Archived<$message>, slot)
+                - offset_of!(rkyv::Archived<Slot>, run),
+        )
+    };
+}
+
 macro_rules! kinds {
-    ($($code:literal $variant:ident $name:literal $limit:expr;)*) => {
+    ($($code:literal $variant:ident $name:literal $limit:expr, $run:expr;)*) => {
         impl Body {
+            /// Where the run stands in a payload of this kind, counted from the end, if the link may say it instead.
+            fn run_from_end(kind: u8) -> Option<usize> {
+                match kind { $($code => $run,)* _ => None }
+            }
             /// The kind's code on the wire.
             pub fn kind(&self) -> u8 {
                 match self { $(Self::$variant(_) => $code,)* }
@@ -177,15 +195,15 @@ macro_rules! kinds {
     };
 }
 kinds! {
-    1 Commit "commit" MAX_SMALL;
-    2 Have "have" MAX_SMALL;
-    3 Proposal "proposal" MAX_RECORD;
-    4 Vote "vote" MAX_SMALL;
-    5 Join "join" MAX_SMALL;
-    6 Leave "leave" MAX_SMALL;
-    7 Verdict "verdict" MAX_SMALL;
-    8 Regroup "regroup" MAX_SMALL;
-    9 Evidence "evidence" MAX_SMALL;
+    1 Commit "commit" MAX_SMALL, run_of!(Commit);
+    2 Have "have" MAX_SMALL, run_of!(Have);
+    3 Proposal "proposal" MAX_RECORD, None;
+    4 Vote "vote" MAX_SMALL, run_of!(Vote);
+    5 Join "join" MAX_SMALL, run_of!(Join);
+    6 Leave "leave" MAX_SMALL, run_of!(Leave);
+    7 Verdict "verdict" MAX_SMALL, run_of!(Verdict);
+    8 Regroup "regroup" MAX_SMALL, run_of!(Regroup);
+    9 Evidence "evidence" MAX_SMALL, None;
 }
 
 impl Body {
@@ -310,12 +328,17 @@ impl Signed {
         signer.copy_from_slice(&header[3..35]);
         let mut signature = [0; 64];
         signature.copy_from_slice(&header[35..HEADER]);
-        let body = Body::decode(header[2], payload)?;
-        verify(scheme, body.name(), payload, PeerId(signer), Signature(signature))?;
+        Self::open(header[2], PeerId(signer), Signature(signature), payload, scheme)
+    }
+
+    /// A message from its parts, decoded strictly and verified.
+    fn open(kind: u8, signer: PeerId, signature: Signature, payload: &[u8], scheme: Scheme) -> Result<Self, WireError> {
+        let body = Body::decode(kind, payload)?;
+        verify(scheme, body.name(), payload, signer, signature)?;
         Ok(Self {
-            signer: PeerId(signer),
+            signer,
             body,
-            signature: Signature(signature),
+            signature,
         })
     }
 
@@ -347,5 +370,6 @@ fn verify(scheme: Scheme, name: &str, payload: &[u8], signer: PeerId, signature:
     }
 }
 
+mod link;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coordinatorless::net::{FetchError, Net, NetConfig, NetError, NetEvent, Relay, Request, Response, StatusInfo};
 use coordinatorless::types::{Hash, PeerId, Round, RunId};
-use coordinatorless::wire::{HEADER, MAX_RECORD};
+use coordinatorless::wire::{HEADER, MAX_RECORD, VERSION};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -181,7 +181,7 @@ async fn an_oversized_frame_or_an_unknown_kind_is_refused_and_costs_the_link() {
         let secret = iroh::SecretKey::from_bytes(&[9; 32]);
         let builder = iroh::Endpoint::builder(iroh::endpoint::presets::Minimal).relay_mode(iroh::RelayMode::Disabled);
         let hostile = builder.secret_key(secret).bind().await.unwrap();
-        let alpn = format!("murmur/link/1/{RUN}");
+        let alpn = format!("murmur/link/{VERSION}/{RUN}");
         let connection = hostile.connect(a.net.addr().await, alpn.as_bytes()).await.unwrap();
         let mut stream = connection.open_uni().await.unwrap();
         stream.write_all(&header).await.unwrap();

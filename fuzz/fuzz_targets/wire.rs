@@ -6,6 +6,7 @@
 #![no_main]
 
 use coordinatorless::ticket::Ticket;
+use coordinatorless::types::RunId;
 use coordinatorless::wire::{Keys, Scheme, Signed, VERSION};
 use libfuzzer_sys::fuzz_target;
 
@@ -36,7 +37,12 @@ fuzz_target!(|bytes: &[u8]| {
     let frame = framed(kind, name, payload);
     if let Ok(signed) = Signed::from_frame(&frame, Scheme::KeyedHash) {
         assert_eq!(signed.to_frame(), frame, "one message has one encoding");
+        let (me, run) = (signed.signer, signed.body.slot().run);
+        let read = Signed::from_link(&signed.to_link(me, run), me, run, Scheme::KeyedHash);
+        assert_eq!(read.as_ref(), Ok(&signed), "a link carries it whole");
     }
+    let stranger = Keys::new([6; 32], Scheme::KeyedHash).id();
+    let _ = Signed::from_link(bytes, stranger, RunId([7; 32]), Scheme::KeyedHash);
 });
 
 /// A frame around `payload` whose keyed-hash signature holds.

@@ -31,6 +31,8 @@ use super::queue::{Kind, Queue};
 use crate::types::PeerId;
 use crate::wire::{HEADER, MAX_RECORD};
 
+/// Bytes before each frame.
+pub(crate) const FRAME_HEADER: usize = 5;
 /// The longest message on a link.
 pub(super) const MAX_FRAME: usize = HEADER + MAX_RECORD;
 /// Most peers linked or waited for; further strangers are turned away.
@@ -434,7 +436,7 @@ async fn write(connection: Connection, link: Arc<Link>, retire: CancellationToke
 }
 
 async fn write_frame(stream: &mut SendStream, kind: Kind, frame: Bytes) -> Result<(), iroh::endpoint::WriteError> {
-    let mut header = [kind as u8; 5];
+    let mut header = [kind as u8; FRAME_HEADER];
     header[..4].copy_from_slice(&(frame.len() as u32).to_le_bytes());
     stream
         .write_all_chunks(&mut [Bytes::copy_from_slice(&header), frame])
@@ -494,7 +496,7 @@ async fn read_stream(shared: &Shared, link: &Link, stream: &mut RecvStream) -> R
 }
 
 async fn read_frame(stream: &mut RecvStream) -> Result<(Kind, Bytes), ReadEnd> {
-    let mut header = [0; 5];
+    let mut header = [0; FRAME_HEADER];
     stream.read_exact(&mut header).await.map_err(|_| ReadEnd::Closed)?;
     let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
     let (kind, limit) = match header[4] {

@@ -219,7 +219,8 @@ impl Driver {
     }
 
     fn frame(&mut self, from: PeerId, bytes: Bytes) -> Result<(), NodeError> {
-        let message = match Signed::from_frame(&bytes, Scheme::Ed25519) {
+        let run = self.state.chain().agreed.run;
+        let message = match Signed::from_link(&bytes, from, run, Scheme::Ed25519) {
             Ok(message) => message,
             Err(error) => {
                 self.notice(Notice::Rejected {

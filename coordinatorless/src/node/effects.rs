@@ -9,7 +9,7 @@ use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
 use crate::protocol::event::{AuditOrder, Effect};
 use crate::types::*;
-use crate::wire::Body;
+use crate::wire::{Body, Signed};
 
 /// Before a model that could not be built is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -30,18 +30,16 @@ impl Driver {
             Effect::ClearWal => self.node.store.wal_clear()?,
             Effect::Store { decided, state } => self.node.store.put(&decided, &state.to_bytes())?,
             Effect::Broadcast(message) => {
-                let announced = matches!(message.body, Body::Join(_));
-                let frame = Bytes::from(message.to_frame());
-                if announced {
-                    self.node.net.announce(frame.clone());
+                if matches!(message.body, Body::Join(_)) {
+                    self.node.net.announce(message.to_frame().into());
                 }
-                self.node.net.broadcast(frame);
+                self.node.net.broadcast(self.link_frame(&message));
             }
             Effect::Multicast { to, message } => {
-                let frame = Bytes::from(message.to_frame());
+                let frame = self.link_frame(&message);
                 to.iter().for_each(|id| self.node.net.send(*id, frame.clone()));
             }
-            Effect::Send(to, message) => self.node.net.send(to, message.to_frame().into()),
+            Effect::Send(to, message) => self.node.net.send(to, self.link_frame(&message)),
             Effect::SetTimer(timer, at) => drop(self.timers.insert(timer, at)),
             Effect::CancelTimer(timer) => drop(self.timers.remove(&timer)),
             Effect::Train(order) => {
@@ -87,6 +85,10 @@ impl Driver {
             Effect::Notice(notice) => self.notice(notice),
         }
         Ok(())
+    }
+
+    fn link_frame(&self, message: &Signed) -> Bytes {
+        message.to_link(self.keys.id(), self.state.chain().agreed.run).into()
     }
 
     fn fetch(&mut self, commit: Commit, mut providers: Vec<PeerId>) {

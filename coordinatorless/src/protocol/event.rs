@@ -10,7 +10,7 @@ use crate::wire::Signed;
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // made once, handled at once, never stored
 pub enum Event {
-    /// A message whose signature was verified ([`Signed::from_frame`]), brought by transport peer `from` (not necessarily its signer).
+    /// A message whose signature was verified ([`Signed::from_link`]), brought by transport peer `from` (not necessarily its signer).
     Message {
         /// Who handed it over.
         from: PeerId,

@@ -17,6 +17,7 @@ use self::watch::Watch;
 use super::check::{Checker, Invariant, Violation};
 use super::scenario::Scenario;
 use crate::config::RunConfig;
+use crate::net::FRAME_HEADER;
 use crate::protocol::chain::{ChainState, Steps};
 use crate::protocol::event::{AuditOrder, Effect, Event, Notice, Timer, TrainOrder, Trained};
 use crate::protocol::planted::{Bug, planted};
@@ -467,7 +468,7 @@ impl World {
             Effect::Broadcast(message) => {
                 self.leaves(at, &message);
                 let message = Arc::new(message);
-                let size = message.to_frame().len() as u64;
+                let size = self.link_bytes(at, &message);
                 let members: Vec<usize> = self.audience(at);
                 members
                     .into_iter()
@@ -476,7 +477,7 @@ impl World {
             Effect::Multicast { to, message } => {
                 self.leaves(at, &message);
                 let message = Arc::new(message);
-                let size = message.to_frame().len() as u64;
+                let size = self.link_bytes(at, &message);
                 for to in to
                     .iter()
                     .filter_map(|id| self.index.get(id).copied())
@@ -487,7 +488,7 @@ impl World {
             }
             Effect::Send(to, message) => {
                 self.leaves(at, &message);
-                let size = message.to_frame().len() as u64;
+                let size = self.link_bytes(at, &message);
                 if let Some(to) = self.index.get(&to).copied() {
                     self.send(at, to, Arc::new(message), size);
                 }
@@ -560,12 +561,19 @@ impl World {
             .collect()
     }
 
+    /// What a message takes on a real link.
+    fn link_bytes(&self, at: usize, message: &Signed) -> u64 {
+        let frame = message.to_link(self.peers[at].keys.id(), self.genesis.agreed.run);
+        (FRAME_HEADER + frame.len()) as u64
+    }
+
     fn send(&mut self, at: usize, to: usize, message: Arc<Signed>, size: u64) {
         self.messages += 1;
         *self.kinds.entry(message.body.name()).or_default() += 1;
         self.bytes += size;
         if self.gang.has(at) {
-            return self.send_frame(at, to, &message.to_frame());
+            let frame = message.to_link(self.peers[at].keys.id(), self.genesis.agreed.run);
+            return self.send_frame(at, to, &frame);
         }
         let copies = 1 + u32::from(self.rng.random_bool(self.scenario.link.duplicate));
         for _ in 0..copies {

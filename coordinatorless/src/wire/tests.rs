@@ -260,8 +260,44 @@ proptest! {
     }
 
     #[test]
+    fn a_link_carries_every_message_and_leaves_out_what_it_says_itself(body in body()) {
+        let (keys, run) = (keys(Scheme::Ed25519), body.slot().run);
+        let signed = keys.sign(&body);
+        let bytes = signed.to_link(keys.id(), run);
+        prop_assert_eq!(&Signed::from_link(&bytes, keys.id(), run, Scheme::Ed25519).unwrap(), &signed);
+        let whole = matches!(body, Body::Proposal(_) | Body::Evidence(_));
+        prop_assert_eq!(signed.to_frame().len() - bytes.len(), if whole { 0 } else { 2 + 32 + 32 });
+        // Whoever passes it on, and whoever is in another run, says all of it.
+        let other = Keys::new([6; 32], Scheme::Ed25519).id();
+        prop_assert_eq!(signed.to_link(other, run), signed.to_frame());
+        prop_assert_eq!(signed.to_link(keys.id(), RunId([0xee; 32])), signed.to_frame());
+    }
+
+    #[test]
+    fn a_short_form_changed_cut_or_from_another_link_is_refused(
+        body in body(),
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
+        let (keys, run) = (keys(Scheme::Ed25519), body.slot().run);
+        let bytes = keys.sign(&body).to_link(keys.id(), run);
+        let refused = |bytes: &[u8], from, run| Signed::from_link(bytes, from, run, Scheme::Ed25519).is_err();
+        let at = at.index(bytes.len());
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << bit;
+        prop_assert!(refused(&changed, keys.id(), run));
+        prop_assert!(refused(&bytes[..at], keys.id(), run));
+        if bytes[0] & 0x80 != 0 {
+            prop_assert!(refused(&bytes, Keys::new([6; 32], Scheme::Ed25519).id(), run));
+            prop_assert!(refused(&bytes, keys.id(), RunId([0xee; 32])));
+        }
+    }
+
+    #[test]
     fn noise_never_panics(noise in vec(any::<u8>(), 0..600), kind in 0u8..12) {
         let _ = Signed::from_frame(&noise, Scheme::Ed25519);
+        let marked: Vec<u8> = [&[0x80 | kind][..], &noise].concat();
+        let _ = Signed::from_link(&marked, keys(Scheme::Ed25519).id(), RunId([1; 32]), Scheme::Ed25519);
         let _ = Body::decode(kind, &noise);
     }
 
@@ -302,8 +338,8 @@ fn each_refusal_has_its_reason() {
         }
     );
     assert_eq!(
-        refusal(&[&[2, 0], &frame[2..]].concat()),
-        WireError::Version { found: 2 }
+        refusal(&[&[1, 0], &frame[2..]].concat()),
+        WireError::Version { found: 1 }
     );
     assert_eq!(
         refusal(&[&frame[..2], &[200], &frame[3..]].concat()),
@@ -318,6 +354,20 @@ fn each_refusal_has_its_reason() {
             found: MAX_SMALL + 1
         }
     );
+    let marked = |kind: u8, payload: usize| [vec![0x80 | kind], vec![0; 64 + payload]].concat();
+    let refused = |bytes: &[u8]| {
+        let me = keys(Scheme::Ed25519).id();
+        Signed::from_link(bytes, me, RunId([1; 32]), Scheme::Ed25519).unwrap_err()
+    };
+    assert_eq!(refused(&marked(3, 100)), WireError::Kind { found: 0x83 });
+    assert!(matches!(refused(&marked(4, 3)), WireError::Short { found: 68, .. }));
+    assert!(matches!(
+        refused(&marked(4, MAX_SMALL + 1)),
+        WireError::Long {
+            expected: MAX_SMALL,
+            ..
+        }
+    ));
     let other = Keys::new([6; 32], Scheme::Ed25519).id();
     let stolen = [&frame[..3], &other.0, &frame[35..]].concat();
     assert_eq!(refusal(&stolen), WireError::Signature { signer: other });

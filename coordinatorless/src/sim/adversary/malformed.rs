@@ -25,7 +25,10 @@ impl Adversary for Malformed {
         let (Some(message), false) = (&self.last, others.is_empty()) else {
             return Vec::new();
         };
-        let mut frame = message.to_frame();
+        let mut frame = match stage.rng.random_bool(0.5) {
+            true => message.to_frame(),
+            false => message.to_link(stage.keys.id(), stage.chain().agreed.run),
+        };
         match stage.rng.random_range(0..7) {
             0 => frame.truncate(stage.rng.random_range(0..frame.len())),
             1 => frame.truncate(stage.rng.random_range(0..HEADER)),

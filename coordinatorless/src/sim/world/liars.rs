@@ -147,10 +147,11 @@ impl World {
 
     /// Bytes on a link: decoded as they would be on a socket, or counted as refused.
     pub(super) fn send_frame(&mut self, at: usize, to: usize, frame: &[u8]) {
-        match Signed::from_frame(frame, self.scenario.scheme()) {
+        let from = self.peers[at].keys.id();
+        match Signed::from_link(frame, from, self.genesis.agreed.run, self.scenario.scheme()) {
             Ok(message) => {
                 if let Some(delay) = self.delay(at, to) {
-                    let (life, from) = (self.peers[to].life, self.peers[at].keys.id());
+                    let life = self.peers[to].life;
                     let message = Arc::new(message);
                     self.push(
                         self.now + delay,
