@@ -226,6 +226,11 @@ pub enum NodeError {
     /// The host's threads are gone.
     #[error("the trainer stopped: {0}")]
     Host(String),
+    /// A copied directory.
+    #[error(
+        "another process takes part with this peer's key, and started later, so this one stops: a key is for one process, and two that vote with it are barred"
+    )]
+    KeyInUse,
     /// What is on disk contradicts itself.
     #[error("the records in this directory cannot be followed: {0}")]
     Chain(String),

@@ -22,6 +22,7 @@
 //! | R15 | uncounted rounds shrink the quota; silence to most, a lapse | [`membership`], [`chain`], `round` |
 //! | R17, R18 | snapshots; joining | [`crate::node`] |
 //! | R19 | a restarted peer goes on; without its log it listens first | `log`, [`State::new`] |
+//! | | of two processes with one key one stops; clocks that leap | [`doubled`], [`clock`] |
 //! | R20 | survivors regroup | `regroup` |
 //! | R21 | meeting another branch | `sync` |
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
@@ -42,7 +43,7 @@
 //! - A new branch is numbered by a hash of who goes on from where, so that two sides of a split never share a number.
 //! - Of two messages for one slot, votes alone are evidence (R22): they are logged before they are sent, while an honest peer that
 //!   starts again in the middle of a round may commit anew, and a second proposal would have to be shown whole. Two processes that
-//!   vote with one key are barred like any double voter.
+//!   vote with one key are barred like any double voter, unless one of them stops first ([`doubled`]).
 //! - A regroup that a peer was no part of is followed only once it has heard no quorum for half the time after which it would
 //!   regroup itself (R21): who has just started hears nobody yet, and liars are quick to say that they alone are left.
 //! - The cap on a weight (R5) binds a key, not a machine: who does more than a quarter of all work keeps its full weight by splitting
@@ -54,6 +55,8 @@ pub mod audit;
 mod availability;
 pub mod beacon;
 pub mod chain;
+pub mod clock;
+pub mod doubled;
 pub mod event;
 mod evidence;
 mod log;
@@ -108,7 +111,7 @@ pub struct Setup {
     pub wal: Option<Vec<Vec<u8>>>,
     /// Where this peer wants its tokens; it asks to join whenever it is no member. `None`: never asks.
     pub join: Option<String>,
-    /// A number above any that this peer used for `Have` messages before (a wall clock does).
+    /// A number above any that this peer used for `Have` messages before ([`doubled::first_sequence`]).
     pub sequence: u64,
     /// Take part up to this round and then only serve others; local, not agreed.
     pub last_round: Option<Round>,
@@ -145,6 +148,10 @@ pub struct State {
     parent_view: View,
     round: round::RoundState,
     haves: BTreeMap<PeerId, Have>,
+    /// Those of `haves`.
+    have_signatures: BTreeMap<PeerId, Signature>,
+    /// Another process has this peer's key.
+    doubled: bool,
     last_have: Option<Signed>,
     /// When, and in which round, each peer was last heard.
     heard: BTreeMap<PeerId, (Micros, Round)>,
@@ -207,6 +214,8 @@ impl State {
             parent_view: history.last().map_or(0, |(_, decided)| decided.certificate.slot.view),
             round: round::RoundState::default(),
             haves: BTreeMap::new(),
+            have_signatures: BTreeMap::new(),
+            doubled: false,
             last_have: None,
             heard: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -245,6 +254,9 @@ impl State {
 
     /// Takes one event, returns what to do about it.
     pub fn handle(&mut self, now: Micros, event: Event) -> Vec<Effect> {
+        if self.doubled {
+            return Vec::new(); // the other process speaks now
+        }
         match event {
             Event::Message { from, message } => self.message(now, from, &message),
             Event::Timer(Timer::Beat) => self.beat(now),
@@ -317,6 +329,7 @@ impl State {
     pub fn load(&self) -> usize {
         self.round.load()
             + self.haves.len()
+            + self.have_signatures.len()
             + self.heard.len()
             + self.requests.len()
             + self.verdicts.len()
@@ -362,7 +375,7 @@ impl State {
     fn message(&mut self, now: Micros, from: PeerId, message: &Signed) {
         let (signer, slot) = (message.signer, message.body.slot());
         if signer == self.keys.id() {
-            return; // an echo
+            return self.own(message);
         }
         if slot.run != self.chain.agreed.run {
             return self.reject(signer, message.body.name(), "for another run".into());
@@ -380,7 +393,7 @@ impl State {
             self.heard.insert(signer, (now, self.height().1));
         }
         match &message.body {
-            Body::Have(have) => self.have(now, signer, have.clone()),
+            Body::Have(_) => self.have(now, from, message),
             Body::Commit(_) => self.commit(now, message),
             Body::Proposal(_) | Body::Vote(_) => self.ballot(now, message),
             Body::Join(_) | Body::Leave(_) => self.request(from, message.clone()),

@@ -1,4 +1,5 @@
-//! What happens to one real peer among four on one machine: it is frozen, started twice, its disk fills up, its directory is deleted.
+//! What happens to one real peer among four on one machine: it is frozen, started twice, its disk fills up, its directory is deleted
+//! or copied.
 //! Each time the others go on, and what the peer says names the cause.
 
 #![allow(clippy::unwrap_used)]
@@ -43,7 +44,7 @@ fn until(home: &Path, what: &str, secs: u64, holds: impl Fn() -> bool) -> f64 {
     let begun = Instant::now();
     while !holds() {
         let logs = || {
-            ["a", "b", "c", "d"]
+            ["a", "b", "c", "d", "b2"]
                 .map(|name| format!("{name}: {}", said(home, name)))
                 .join("\n")
         };
@@ -151,8 +152,10 @@ fn one_of_four_is_frozen_or_loses_its_disk_and_the_others_go_on() {
             leave(home, "d", d);
         }
     }
+    // While there are four: two processes with one key count with the liars, and have to be less than a third.
+    let b = copied(home, b);
     deleted(home, c);
-    leave(home, "b", b);
+    leave(home, "b2", b);
     leave(home, "a", a);
 }
 
@@ -207,6 +210,39 @@ fn full(home: &Path, mut d: Running, disk: &SmallDisk) -> Running {
     counts_again(home, "d", &me);
     assert_eq!(id(home, "d"), me);
     again
+}
+
+/// A copied directory makes two processes of one peer. The one started first stops, and says why; the other goes on as that peer.
+fn copied(home: &Path, b: Running) -> Running {
+    let me = id(home, "b");
+    signal(&b, "KILL");
+    drop(b);
+    common::copy(&home.join("b"), &home.join("b2"));
+    let mut first = up(home, "b", &["join"]);
+    counts_again(home, "b", &me);
+    let second = up(home, "b2", &["join"]);
+    let ended = ends_within(&mut first.0, 60);
+    let words = said(home, "b");
+    assert!(
+        ended.is_some_and(|code| code != 0),
+        "{ended:?}: {words}\n{}",
+        said(home, "b2")
+    );
+    assert!(
+        words.contains("another process takes part with this peer's key"),
+        "{words}"
+    );
+    the_others_go_on(home);
+    // They may have voted apart before: then the key is barred, and the process that is left says nothing any more that counts.
+    if common::events(home, "a", "slashed")
+        .iter()
+        .any(|line| line["member"] == *me)
+    {
+        println!("both had voted in one slot: the key is barred");
+    } else {
+        counts_again(home, "b2", &me);
+    }
+    second
 }
 
 /// A directory deleted under a running peer ends it; there is nothing to go on with, and that is what a second start says.

@@ -5,6 +5,7 @@
 //! on another port, is found by members that never heard of that address, without any directory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -39,6 +40,8 @@ struct Card {
 pub(super) struct Book {
     secret: SecretKey,
     lookup: MemoryLookup,
+    /// The highest stamp that this peer's own cards were ever seen with.
+    stamp: AtomicU64,
     entries: Mutex<BTreeMap<PeerId, Entry>>,
 }
 
@@ -56,6 +59,7 @@ impl Book {
         Self {
             secret,
             lookup,
+            stamp: AtomicU64::new(0),
             entries: Mutex::default(),
         }
     }
@@ -87,9 +91,12 @@ impl Book {
     /// This peer's card, for others.
     pub fn own_card(&self, addr: &EndpointAddr) -> Vec<u8> {
         let addr = WireAddr::from(&PeerAddr::from(addr));
-        let stamp = SystemTime::now()
+        let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(1, |since| since.as_millis() as u64);
+        // A clock that was set back must not make every new card older than the last.
+        let last = self.stamp.fetch_max(wall, Ordering::Relaxed);
+        let stamp = wall.max(last);
         let signature = Signature(self.secret.sign(&digest(&addr, stamp)).to_bytes());
         Card { addr, stamp, signature }.to_canonical()
     }
@@ -117,10 +124,15 @@ impl Book {
             return Err("the signature does not fit".to_owned());
         }
         let endpoint = addr.to_endpoint().ok_or("the address is not valid")?;
+        if key == self.secret.public() {
+            // An earlier card of this peer's own, by a clock that may have been ahead: the next one is newer.
+            self.stamp.fetch_max(card.stamp.saturating_add(1), Ordering::Relaxed);
+            return Ok(());
+        }
         let mut entries = self.entries();
         let known = entries.get(&addr.id).map(|entry| entry.stamp);
         let room = known.is_some() || entries.len() < MAX_PEERS;
-        if key != self.secret.public() && room && known.is_none_or(|stamp| stamp < card.stamp) {
+        if room && known.is_none_or(|stamp| stamp < card.stamp) {
             self.lookup.set_endpoint_info(endpoint.clone());
             entries.insert(
                 addr.id,
@@ -168,6 +180,24 @@ mod tests {
         reader.know(addr(1, 3));
         assert_eq!(reader.known(), [addr(1, 2000)]);
         assert_eq!(reader.cards(), [new]);
+    }
+
+    #[test]
+    fn a_card_is_newer_than_one_by_a_clock_that_was_ahead() {
+        let (ahead, now) = (book(1), book(1));
+        let hour = 3_600_000;
+        ahead.stamp.store(
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64 + hour,
+            Ordering::Relaxed,
+        );
+        let (first, reader) = (ahead.own_card(&addr(1, 1000)), book(2));
+        reader.learn(&first).unwrap();
+        reader.learn(&now.own_card(&addr(1, 2000))).unwrap();
+        assert_eq!(reader.known(), [addr(1, 1000)], "the clock was set back");
+        // Others hand a peer its own card too.
+        now.learn(&first).unwrap();
+        reader.learn(&now.own_card(&addr(1, 2000))).unwrap();
+        assert_eq!(reader.known(), [addr(1, 2000)]);
     }
 
     #[test]

@@ -11,8 +11,11 @@ use super::restore::read_chain;
 use super::transfer::Wanted;
 use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
+use crate::protocol::clock::Clock;
+use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
 use crate::protocol::{Setup, State};
+use crate::store::Store;
 use crate::types::*;
 use crate::wire::{Body, Keys, Scheme, Signed};
 
@@ -24,6 +27,9 @@ const GUEST: Duration = Duration::from_secs(20);
 const LINGER: Duration = Duration::from_secs(20);
 /// Own accumulators kept for auditors, beyond the rounds in which a verdict may come.
 const SPARE_ACCUMULATORS: u64 = 4;
+
+/// Where the store has the first number of the last start's `Have` messages.
+const SEQUENCE: &str = "sequence";
 
 /// A finished piece of background work.
 pub(super) enum Job {
@@ -48,6 +54,7 @@ pub(super) struct Driver {
     pub state: State,
     pub keys: Keys,
     pub began: Instant,
+    pub clock: Clock,
     pub timers: BTreeMap<Timer, Micros>,
     pub jobs: JoinSet<Job>,
     pub fetching: HashSet<Hash>,
@@ -78,6 +85,16 @@ pub async fn run(node: Node) -> Result<(), NodeError> {
     result
 }
 
+/// The first number of this start's `Have` messages, noted before any is sent.
+fn next_sequence(store: &Store) -> Result<u64, NodeError> {
+    let noted = store.meta_get(SEQUENCE)?.and_then(|bytes| bytes.try_into().ok());
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wall = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX);
+    let sequence = first_sequence(noted.map_or(0, u64::from_le_bytes), wall, rand::random());
+    store.meta_put(SEQUENCE, &sequence.to_le_bytes())?;
+    Ok(sequence)
+}
+
 impl Driver {
     async fn new(node: Node, keys: Keys) -> Result<Self, NodeError> {
         let (chain, history) = read_chain(&node)?;
@@ -85,7 +102,7 @@ impl Driver {
         let begun = chain.agreed.round > Round(0);
         let lost = begun && chain.member(&keys.id()).is_some() && node.store.wal_was_lost()?;
         let wal = if lost { None } else { Some(node.store.wal_entries()?) };
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let sequence = next_sequence(&node.store)?;
         let setup = Setup {
             config: node.config.run.clone(),
             keys: keys.clone(),
@@ -93,7 +110,7 @@ impl Driver {
             history,
             wal,
             join: Some(node.config.payout_address.clone()),
-            sequence: u64::try_from(since_epoch.as_millis()).unwrap_or(0) * 1000,
+            sequence,
             last_round: node.config.last_round,
             steps: None,
         };
@@ -105,6 +122,7 @@ impl Driver {
             state: State::new(setup),
             keys,
             began: Instant::now(),
+            clock: Clock::new(0, 1),
             timers: BTreeMap::new(),
             jobs: JoinSet::new(),
             fetching: HashSet::new(),
@@ -130,9 +148,13 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Microseconds since the start, from 1 on.
+    /// The core's time: microseconds since the start, less what this process stood still.
     pub(super) fn now(&self) -> Micros {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX - 1) + 1
+        self.clock.at(self.elapsed())
+    }
+
+    fn elapsed(&self) -> Micros {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     async fn go(&mut self) -> Result<(), NodeError> {
@@ -156,6 +178,7 @@ impl Driver {
                 () = tokio::time::sleep(wake) => {}
                 _ = beat.tick() => self.report().await?,
             }
+            self.clock.read(self.elapsed());
             self.fire_timers()?;
             if self.is_over() {
                 return Ok(());
@@ -165,6 +188,9 @@ impl Driver {
 
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         let effects = self.state.handle(self.now(), event);
+        if self.state.is_doubled() {
+            return Err(NodeError::KeyInUse);
+        }
         self.carry_out(effects)
     }
 

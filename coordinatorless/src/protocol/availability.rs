@@ -110,18 +110,21 @@ impl State {
     }
 
     /// Takes what another peer says it holds, and whom it hears.
-    pub(super) fn have(&mut self, now: Micros, signer: PeerId, have: Have) {
+    pub(super) fn have(&mut self, now: Micros, from: PeerId, message: &Signed) {
+        let (signer, Body::Have(have)) = (message.signer, message.body.clone()) else {
+            return;
+        };
         let maps = [&have.held, &have.alive, &have.heard];
         let same = have.slot == self.chain.next_slot();
         let fit = |map: &&Bits| map.bytes() <= MAX_MAP && (!same || map.fits(self.roster.len()));
         if !maps.iter().all(fit) {
             return self.reject(signer, "have", "its bitmaps don't fit the members".into());
         }
-        if self
-            .haves
-            .get(&signer)
-            .is_some_and(|known| known.sequence >= have.sequence)
-        {
+        let known = self.haves.get(&signer).map(|known| known.sequence);
+        if let Some(known) = known.filter(|known| *known >= have.sequence) {
+            if known > have.sequence && from == signer {
+                self.answer_double(signer);
+            }
             return;
         }
         if self.is_known(&signer) || !self.is_member(&self.keys.id()) {
@@ -137,6 +140,7 @@ impl State {
                 self.out.push(Effect::Send(signer, mine));
             }
         } else {
+            self.have_signatures.insert(signer, message.signature);
             let before = self
                 .haves
                 .insert(signer, have.clone())

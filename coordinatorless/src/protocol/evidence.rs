@@ -4,7 +4,8 @@
 //!   (R19). A second *commit* proves nothing, for a peer that starts again in the middle of a round trains it again, with less time
 //!   left. A second *proposal* would have to be shown whole to be checked, and a proposal can fill a record by itself; who proposes
 //!   twice gains nothing by it without voting twice.
-//! - Two processes that vote with one key are no honest peer: they are barred like any other double voter.
+//! - Two processes that vote with one key are no honest peer: they are barred like any other double voter, unless one has stopped
+//!   before ([`super::doubled`]).
 //! - Whoever sees the second vote signs and tells it once; others pass it on once, and repeat it with their heartbeats until a
 //!   record has it. One piece for each culprit, so that nothing grows.
 

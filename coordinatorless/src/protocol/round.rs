@@ -119,6 +119,7 @@ impl State {
         self.listening = !vote;
         let members: BTreeSet<PeerId> = self.chain.active().collect();
         self.haves.retain(|id, _| members.contains(id));
+        self.have_signatures.retain(|id, _| members.contains(id));
         self.heard.retain(|id, _| members.contains(id));
         self.count_haves(now);
         let (chain, config, scheme) = (self.chain.clone(), self.config.clone(), self.scheme);

@@ -16,7 +16,7 @@ pub struct Fault {
     pub peers: Vec<usize>,
     /// What.
     pub kind: FaultKind,
-    /// How long it lasts, in seconds, where the kind says so.
+    /// How long it lasts, or how far a clock jumps, in seconds, where the kind says so.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub secs: f64,
     /// How fast the clock runs ([`FaultKind::Drift`]); 1 is right.
@@ -59,6 +59,11 @@ pub enum FaultKind {
     SlowDisk,
     /// From now on the peer's clock runs at `rate`; a rate of 1 mends it.
     Drift,
+    /// The peer's clock jumps ahead by `secs`, or back where they are negative.
+    ClockJump,
+    /// Somebody copies the peer's directory and starts a second process from it, with the same key. Nothing is promised to either,
+    /// and they count with those who lie.
+    DuplicateKey,
     /// What these peers send is lost; they still hear.
     Mute,
     /// These peers are cut off from the others. Several such faults make several parts.
@@ -71,6 +76,9 @@ pub enum FaultKind {
     /// A member says goodbye.
     Leave,
 }
+
+/// How far clocks jump in a storm, in seconds.
+const LEAPS: [f64; 6] = [3.0, -3.0, 40.0, -40.0, 7200.0, -7200.0];
 
 /// A storm: faults drawn from the seed. When it is over everything works again, and the run must get on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,7 +125,7 @@ impl Chaos {
                 kind,
                 ..Fault::default()
             };
-            match rng.random_range(0..8u32) {
+            match rng.random_range(0..10u32) {
                 0 => all.extend([
                     fault(at_secs, &hit, FaultKind::Crash),
                     fault(end, &hit, FaultKind::Restart),
@@ -155,6 +163,14 @@ impl Chaos {
                     ..fault(at_secs, &one, FaultKind::Drift)
                 }),
                 6 => all.push(fault(at_secs, &one, FaultKind::Mute)),
+                7 => all.push(Fault {
+                    secs: LEAPS[rng.random_range(0..LEAPS.len())],
+                    ..fault(at_secs, &hit, FaultKind::ClockJump)
+                }),
+                // One such key: it counts with the liars, and must not make them a third.
+                8 if self.liars == 0 && !all.iter().any(|one| one.kind == FaultKind::DuplicateKey) => {
+                    all.push(fault(at_secs, &one, FaultKind::DuplicateKey));
+                }
                 _ => all.push(fault(at_secs, &hit, FaultKind::Partition)),
             }
             if rng.random_bool(0.3) {

@@ -182,6 +182,16 @@ impl Scenario {
             .flat_map(|fault| &fault.peers)
             .chain(self.liars.iter().flat_map(|liars| &liars.peers))
             .all(|peer| *peer < self.peers);
+        let times = self.faults.iter().all(|fault| {
+            let back = fault.kind == FaultKind::ClockJump;
+            fault.at_secs >= 0.0 && fault.secs.abs() <= 1e9 && (fault.secs >= 0.0 || back)
+        });
+        value(
+            times,
+            "faults.at_secs or faults.secs",
+            format!("{:?}", self.faults),
+            "0 to 1e9 seconds; negative ones only for a clock that jumps back",
+        )?;
         value(
             known,
             "faults.peers or liars.peers",

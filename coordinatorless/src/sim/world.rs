@@ -1,9 +1,10 @@
 //! The world of a simulated run: one queue of things to come, one random source, a disk for each peer.
 //!
 //! Here are the queue and what stands in it. `life` starts and stops processes, `effects` carries out what a core asks for, `links`
-//! carries messages, `transfers` blobs, `work` plays the trainer; `faults` is what goes wrong, `liars` who lies, `watch` who is taken
-//! for dead.
+//! carries messages, `transfers` blobs, `work` plays the trainer; `faults` is what goes wrong, `doubles` a key in two processes, `liars`
+//! who lies, `watch` who is taken for dead.
 
+mod doubles;
 mod effects;
 mod faults;
 mod liars;
@@ -28,6 +29,7 @@ use super::scenario::Scenario;
 use crate::config::RunConfig;
 use crate::protocol::State;
 use crate::protocol::chain::{ChainState, Steps};
+use crate::protocol::clock::Clock;
 use crate::protocol::event::{Event, Timer, TrainOrder};
 use crate::types::*;
 use crate::wire::{Keys, Signed};
@@ -36,7 +38,7 @@ use crate::wire::{Keys, Signed};
 const ENOUGH: usize = 8;
 
 /// What survives a crash.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Disk {
     wal: Vec<Vec<u8>>,
     /// The log was lost, and nothing has been written to a new one.
@@ -45,6 +47,8 @@ struct Disk {
     states: BTreeMap<Round, Arc<ChainState>>,
     models: BTreeMap<Round, Hash>,
     blobs: BTreeSet<Hash>,
+    /// The first number of the last start's `Have` messages.
+    sequence: u64,
 }
 
 struct Peer {
@@ -54,7 +58,10 @@ struct Peer {
     state: Option<State>,
     /// Counts starts, so that what was meant for an earlier life is dropped.
     life: u32,
-    timers: BTreeMap<Timer, u64>,
+    /// Of each timer, which setting of it counts, and when it is due by the core's time.
+    timers: BTreeMap<Timer, (u64, Micros)>,
+    /// What the core takes for the time.
+    clock: Clock,
     training: Option<(Round, Micros, u32)>,
     /// Records decided whose contributions are still being fetched, oldest first.
     applying: Vec<Arc<Decided>>,
@@ -63,6 +70,25 @@ struct Peer {
     plight: Plight,
     /// When it was last started.
     since: Micros,
+}
+
+impl Peer {
+    fn new(keys: Keys, disk: Disk, joiner: bool) -> Self {
+        Self {
+            keys,
+            disk,
+            state: None,
+            life: 0,
+            timers: BTreeMap::new(),
+            clock: Clock::default(),
+            training: None,
+            applying: Vec::new(),
+            fetching: BTreeSet::new(),
+            joiner,
+            plight: Plight::default(),
+            since: 0,
+        }
+    }
 }
 
 /// Something to come.
@@ -134,11 +160,13 @@ pub(super) struct World {
     /// Peers without power that will have it again.
     waking: usize,
     gang: Gang,
+    /// Second processes with the key of a first, by the first.
+    doubles: BTreeMap<usize, usize>,
     /// Frames of liars that the codec refused, by reason.
     pub refused: BTreeMap<String, u64>,
     /// What honest peers noticed, counted, where anybody lies.
     pub noticed: BTreeMap<String, u64>,
-    /// Peers that the record chain slashed.
+    /// Liars that the record chain slashed.
     pub slashed: BTreeSet<usize>,
     pub watch: Watch,
     pub messages: u64,
@@ -156,21 +184,7 @@ impl World {
             .map(|peer| {
                 let keys = scenario.keys(peer);
                 let joiner = !genesis.contains(&keys.id());
-                let (life, timers) = (0, BTreeMap::new());
-                let (applying, fetching) = (Vec::new(), BTreeSet::new());
-                Peer {
-                    keys,
-                    disk: Disk::default(),
-                    state: None,
-                    life,
-                    timers,
-                    training: None,
-                    applying,
-                    fetching,
-                    joiner,
-                    plight: Plight::default(),
-                    since: 0,
-                }
+                Peer::new(keys, Disk::default(), joiner)
             })
             .collect();
         let index = peers
@@ -193,6 +207,7 @@ impl World {
             peers,
             checker: Checker::default(),
             gang: Gang::new(scenario),
+            doubles: BTreeMap::new(),
             refused: BTreeMap::new(),
             noticed: BTreeMap::new(),
             slashed: BTreeSet::new(),
@@ -280,7 +295,7 @@ impl World {
                 .as_ref()
                 .is_none_or(|state| state.chain().agreed.round.0 >= self.scenario.rounds)
         };
-        let mut honest = self.peers.iter().enumerate().filter(|(at, _)| !self.gang.has(*at));
+        let mut honest = self.peers.iter().enumerate().filter(|(at, _)| !self.is_faulty(*at));
         self.faults_left == 0 && self.waking == 0 && honest.all(|(_, peer)| there(peer))
     }
 
@@ -314,10 +329,23 @@ impl World {
                 timer,
                 generation,
             } => {
-                if self.peers[peer].timers.get(&timer) == Some(&generation) {
-                    self.peers[peer].timers.remove(&timer);
-                    self.event(peer, life, Event::Timer(timer));
+                let set = self.peers[peer].timers.get(&timer);
+                let Some((_, due)) = set.copied().filter(|(counts, _)| *counts == generation) else {
+                    return;
+                };
+                if self.local(peer) < due {
+                    // The clock did not come as far as the wait for it was long.
+                    let at = self.global(peer, due).max(self.now + 1);
+                    let item = Item::Timer {
+                        peer,
+                        life,
+                        timer,
+                        generation,
+                    };
+                    return self.push(at, item);
                 }
+                self.peers[peer].timers.remove(&timer);
+                self.event(peer, life, Event::Timer(timer));
             }
             Item::TrainingDone { peer, life, order } => self.training_done(peer, life, *order),
             Item::Fetched { peer, life, blob, from } => self.fetched(peer, life, blob, from),
@@ -338,11 +366,19 @@ impl World {
         if self.gang.has(peer) {
             return self.lie(peer, event);
         }
-        let now = self.peers[peer].plight.local(self.now);
-        let Some(state) = self.peers[peer].state.as_mut() else {
+        let raw = self.peers[peer].plight.local(self.now);
+        let Peer {
+            state: Some(state),
+            clock,
+            ..
+        } = &mut self.peers[peer]
+        else {
             return;
         };
-        let effects = state.handle(now, event);
+        let effects = state.handle(clock.read(raw), event);
+        if state.is_doubled() {
+            return self.gives_way(peer);
+        }
         self.checker.bounded(peer, state);
         self.carry_out(peer, effects);
     }

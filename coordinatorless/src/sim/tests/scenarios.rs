@@ -1,6 +1,8 @@
 //! The scenarios that ship with the crate: with seeds nobody chose, in storms, and against bugs planted on purpose.
 
 use super::*;
+use crate::protocol::membership::Standing;
+use crate::sim::world::World;
 
 /// The seven that every change has to pass.
 const SEVEN: [&str; 7] = [
@@ -74,6 +76,52 @@ fn two_hundred_storms_of_liars_break_no_promise() {
         &Scenario::from_toml(include_str!("../../../scenarios/storm_of_liars.toml")).unwrap(),
         200,
     );
+}
+
+#[test]
+fn clocks_that_jump_for_hours_alarm_nobody_and_start_no_branch() {
+    let scenario = Scenario::from_toml(include_str!("../../../scenarios/clocks.toml")).unwrap();
+    all_hold(&scenario, 20);
+    for seed in 1..=5 {
+        let scenario = Scenario {
+            seed,
+            ..scenario.clone()
+        };
+        let report = run(&scenario);
+        let (alarms, looks) = report.false_alarms;
+        assert!(
+            looks > 3000 && alarms * 1000 < looks,
+            "seed {seed}: {alarms} of {looks}"
+        );
+        let mut world = World::new(&scenario);
+        world.run();
+        let last = world.records(0).last().unwrap();
+        assert_eq!(last.record.slot.branch, 0, "seed {seed}");
+        // Those who started again by a clock that was hours behind are believed.
+        assert_eq!(last.record.contributions.len(), 7, "seed {seed}");
+    }
+}
+
+#[test]
+fn of_two_processes_with_one_key_one_stops_and_the_run_goes_on() {
+    let scenario = Scenario::from_toml(include_str!("../../../scenarios/copied.toml")).unwrap();
+    let (mut stopped, mut barred) = (0, 0);
+    for seed in 1..=40 {
+        let mut world = World::new(&Scenario {
+            seed,
+            ..scenario.clone()
+        });
+        world.run();
+        let (_, violations) = world.finish();
+        assert_eq!(violations, [], "seed {seed}");
+        let (first, second) = (world.chain(3), world.chain(7));
+        assert!(first.is_none() || second.is_none(), "seed {seed}: both go on");
+        stopped += world.noticed["key in use"];
+        let member = world.chain(0).unwrap().agreed.members.iter();
+        barred += member.filter(|member| member.standing == Standing::Banned).count();
+    }
+    println!("{stopped} processes stopped over 40 seeds; {barred} keys were barred before");
+    assert!(stopped >= 40 && barred < 40, "{stopped} {barred}");
 }
 
 #[test]

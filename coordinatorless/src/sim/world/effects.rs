@@ -81,8 +81,8 @@ impl World {
             Effect::SetTimer(timer, when) => {
                 self.order += 1;
                 let generation = self.order;
-                self.peers[at].timers.insert(timer, generation);
-                let when = self.peers[at].plight.global(when).max(self.now + 1);
+                self.peers[at].timers.insert(timer, (generation, when));
+                let when = self.global(at, when).max(self.now + 1);
                 self.push(
                     when,
                     Item::Timer {
@@ -114,7 +114,7 @@ impl World {
             }
             Effect::Audit(order) => self.audit(at, order),
             Effect::AskRecords { peer, from } => {
-                if let Some(peer) = self.index.get(&peer).copied()
+                if let Some(peer) = self.index.get(&peer).copied().map(|peer| self.reached(peer))
                     && let Some(delay) = self.delay(at, peer)
                 {
                     self.push(self.now + delay, Item::AskRecords { peer, asker: at, from });
@@ -141,6 +141,7 @@ impl World {
             }
             Notice::Slashed { member, round, .. } => match self.index.get(&member) {
                 Some(liar) if self.gang.has(*liar) => drop(self.slashed.insert(*liar)),
+                Some(double) if self.is_faulty(*double) => {}
                 _ => self.checker.slashed(at, round, member),
             },
             Notice::Warning(warning) => {

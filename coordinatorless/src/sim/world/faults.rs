@@ -41,15 +41,39 @@ impl Plight {
         self.paused_until > now
     }
 
-    /// When its clock will show this.
-    pub fn global(&self, at: Micros) -> Micros {
-        self.clock.map_or(at, |(since, local, rate)| {
-            since + (at.saturating_sub(local) as f64 / rate) as Micros
-        })
+    /// Its clock jumps, ahead or back; no clock shows a time before its first.
+    fn jump(&mut self, now: Micros, secs: f64) {
+        let (local, far) = (self.local(now), (secs.abs() * 1e6) as Micros);
+        let local = if secs < 0.0 {
+            local.saturating_sub(far).max(1)
+        } else {
+            local + far
+        };
+        self.clock = Some((now, local, self.rate()));
+    }
+
+    fn rate(&self) -> f64 {
+        self.clock.map_or(1.0, |(_, _, rate)| rate)
     }
 }
 
 impl World {
+    /// The time as a peer's core takes it. A liar's clock is its own business, and always right.
+    pub(super) fn local(&self, peer: usize) -> Micros {
+        let one = &self.peers[peer];
+        if self.gang.has(peer) {
+            return self.now;
+        }
+        one.clock.at(one.plight.local(self.now))
+    }
+
+    /// When a peer's core will have come to `at`, if its clock runs on as it does.
+    pub(super) fn global(&self, peer: usize, at: Micros) -> Micros {
+        let left = at.saturating_sub(self.local(peer));
+        let rate = self.peers[peer].plight.rate();
+        self.now + (left as f64 / rate) as Micros
+    }
+
     pub(super) fn fault(&mut self, which: usize) {
         self.faults_left -= 1;
         let fault = self.scenario.faults[which].clone();
@@ -68,11 +92,12 @@ impl World {
                 FaultKind::PowerLoss => plight.fuse = Some(micros),
                 FaultKind::Pause => plight.paused_until = plight.paused_until.max(now + micros),
                 FaultKind::SlowDisk => plight.disk = micros,
-                // A liar's clock is its own business.
+                FaultKind::ClockJump if !self.gang.has(peer) => plight.jump(now, fault.secs),
                 FaultKind::Drift if !self.gang.has(peer) => {
                     plight.clock = Some((now, plight.local(now), fault.rate.clamp(0.1, 10.0)));
                 }
-                FaultKind::Drift | FaultKind::Heal => {}
+                FaultKind::Drift | FaultKind::ClockJump | FaultKind::Heal => {}
+                FaultKind::DuplicateKey => self.double(peer),
                 FaultKind::Mute => plight.mute = true,
                 FaultKind::Partition => self.side[peer] = 1 + which,
                 FaultKind::Leave => {
@@ -150,8 +175,9 @@ impl World {
 
     /// Less than a third of the weight lies: that is what everything rests on.
     pub(super) fn weigh_liars(&mut self, at: usize, voters: &Voters) {
-        if !self.gang.has(at) {
-            let weights = self.gang.peers().map(|at| voters.weight_of(&self.peers[at].keys.id()));
+        if !self.is_faulty(at) {
+            let faulty = self.gang.peers().chain(self.doubles.keys().copied());
+            let weights = faulty.map(|at| voters.weight_of(&self.peers[at].keys.id()));
             let lying: u64 = weights.sum();
             self.checker.beyond |= lying > 0 && u128::from(lying) * 3 >= u128::from(voters.total());
         }
@@ -170,7 +196,7 @@ impl World {
             _ => return,
         };
         let holding = |blob: &Hash| -> u64 {
-            let honest = self.peers.iter().enumerate().filter(|(at, _)| !self.gang.has(*at));
+            let honest = self.peers.iter().enumerate().filter(|(at, _)| !self.is_faulty(*at));
             honest
                 .filter(|(_, peer)| peer.disk.blobs.contains(blob))
                 .map(|(_, peer)| voters.weight_of(&peer.keys.id()))

@@ -93,7 +93,7 @@ impl World {
         let frames = liar.cheat.frames(stage!());
         self.carry_out(at, effects);
         for (to, frame) in frames {
-            if let Some(to) = self.index.get(&to).copied() {
+            if let Some(to) = self.index.get(&to).copied().map(|to| self.reached(to)) {
                 self.send_frame(at, to, &frame);
             }
         }

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use rand::RngExt;
+
 use super::World;
+use crate::protocol::clock::Clock;
+use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::Event;
 use crate::protocol::{Setup, State};
 use crate::types::*;
@@ -10,10 +14,13 @@ use crate::types::*;
 impl World {
     /// Starts a peer from its disk.
     pub(super) fn start(&mut self, at: usize, wal_whole: bool) {
-        let config = self.config.clone();
+        let (config, lot) = (self.config.clone(), self.rng.random());
         let peer = &mut self.peers[at];
         peer.life += 1;
         peer.since = self.now;
+        let raw = peer.plight.local(self.now);
+        peer.clock = Clock::new(raw, self.now);
+        peer.disk.sequence = first_sequence(peer.disk.sequence, raw, lot);
         (peer.training, peer.timers) = (None, BTreeMap::new());
         peer.fetching.clear();
         let tip = peer.disk.states.last_key_value().map(|(_, state)| (**state).clone());
@@ -39,12 +46,12 @@ impl World {
             history,
             wal: wal_whole.then(|| peer.disk.wal.clone()),
             join,
-            sequence: self.now,
+            sequence: peer.disk.sequence,
             last_round: None,
             steps: Some(self.steps.clone()),
         };
         let mut state = State::new(setup);
-        let effects = state.start(peer.plight.local(self.now));
+        let effects = state.start(self.now);
         peer.state = Some(state);
         peer.applying = peer
             .disk

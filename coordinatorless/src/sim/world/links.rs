@@ -30,7 +30,7 @@ impl World {
             .map(|(i, _)| i);
         members
             .chain(newcomers)
-            .filter(|to| *to != at)
+            .filter(|to| self.peers[*to].keys.id() != self.peers[at].keys.id())
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect()
@@ -43,6 +43,7 @@ impl World {
     }
 
     pub(super) fn send(&mut self, at: usize, to: usize, message: Arc<Signed>, size: u64) {
+        let to = self.reached(to);
         self.messages += 1;
         *self.kinds.entry(message.body.name()).or_default() += 1;
         self.bytes += size;

@@ -14,7 +14,7 @@ impl World {
         if !self.peers[at].fetching.insert(commit.blob) {
             return;
         }
-        let mut known = providers.iter().filter_map(|id| self.index.get(id).copied());
+        let mut known = providers.iter().flat_map(|id| self.processes(id));
         let holder = known.find(|holder| {
             self.peers[*holder].state.is_some()
                 && self.side[*holder] == self.side[at]
@@ -40,9 +40,9 @@ impl World {
 
     /// Whether this peer is up, reachable from `at`, and has the blob.
     pub(super) fn holds(&self, id: &PeerId, blob: &Hash, at: usize) -> bool {
-        self.index.get(id).is_some_and(|holder| {
-            let peer = &self.peers[*holder];
-            peer.state.is_some() && self.side[*holder] == self.side[at] && peer.disk.blobs.contains(blob)
+        self.processes(id).any(|holder| {
+            let peer = &self.peers[holder];
+            peer.state.is_some() && self.side[holder] == self.side[at] && peer.disk.blobs.contains(blob)
         })
     }
 

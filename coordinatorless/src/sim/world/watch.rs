@@ -68,7 +68,7 @@ impl World {
         let state = one.state.as_ref().filter(|_| !self.gang.has(by))?;
         let member = state.chain().member(&id);
         let active = member.is_some_and(|member| member.standing == Standing::Active);
-        active.then(|| state.is_alive(one.plight.local(self.now), &id))
+        active.then(|| state.is_alive(self.local(by), &id))
     }
 
     /// Whether a peer has been up, and able to speak, for long enough.

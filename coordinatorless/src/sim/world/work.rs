@@ -13,7 +13,7 @@ impl World {
         let quota: u64 = order.batches.iter().map(|range| range.len).sum();
         let speed = self.scenario.speeds.get(at).copied().unwrap_or(1.0);
         let batch = (self.scenario.batch_secs / speed * 1e6) as Micros;
-        let time = self.peers[at].plight.global(order.until).saturating_sub(self.now);
+        let time = self.global(at, order.until).saturating_sub(self.now);
         let done = quota.min(time / batch.max(1));
         let life = self.peers[at].life;
         self.peers[at].training = Some((order.round, done, order.branch));
