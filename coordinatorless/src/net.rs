@@ -8,7 +8,7 @@
 //! | `links.rs`, `queue.rs` | one connection per member, frames in order, a bounded queue each |
 //! | `gossip.rs` | announcements to the whole run |
 //! | `sync.rs`, `pool.rs` | questions and answers |
-//! | `blobs.rs`, `rate.rs` | contributions and snapshots by hash; bandwidth caps |
+//! | `blobs.rs`, `blobs/pieces.rs`, `rate.rs` | contributions and snapshots by hash; long ones from many at once; bandwidth caps |
 //! | `meter.rs` | bytes sent and received |
 //!
 //! Nothing here knows what a frame means, and nothing received is believed: frames are handed on as bytes, lengths are checked
@@ -365,8 +365,8 @@ impl Net {
         self.inner.blobs.has(hash).await
     }
 
-    /// Fetches a blob of at most `max_len` bytes from the first of `providers` that gives it; what an earlier attempt got is not
-    /// fetched again. Call it for many blobs at once to use many providers.
+    /// Fetches a blob of at most `max_len` bytes from `providers`: from the first that gives it, or, where it is longer than a shard,
+    /// from up to eight at once. What an earlier attempt got is not fetched again.
     ///
     /// # Errors
     /// See [`FetchError`]; a blob that is too long is refused before any of it is taken.

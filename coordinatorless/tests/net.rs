@@ -440,3 +440,71 @@ async fn a_peer_that_takes_nothing_does_not_hold_up_the_others() {
     }
     drop(c);
 }
+
+/// A blob of so many pieces of 4 MiB, no two alike.
+fn pieces(count: u32) -> Bytes {
+    Bytes::from((0..count << 20).flat_map(u32::to_le_bytes).collect::<Vec<u8>>())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_blob_comes_from_all_who_have_it_at_once() {
+    let (a, without) = (Peer::start(1).await, Peer::start(2).await);
+    let blob = pieces(6);
+    let mut providers = vec![without.id()];
+    a.knows(&without).await;
+    let mut three = Vec::new();
+    for seed in 3..6 {
+        let peer = Peer::start_with(seed, |config| config.max_upload = Some(4_000_000)).await;
+        a.knows(&peer).await;
+        providers.push(peer.id());
+        peer.net.put(blob.clone()).await.unwrap();
+        three.push(peer);
+    }
+    let begun = Instant::now();
+    a.net
+        .fetch(Hash::of(&blob), blob.len() as u64, providers, 3 * SOON)
+        .await
+        .unwrap();
+    let sent: Vec<u64> = three.iter().map(|peer| peer.net.traffic().0).collect();
+    println!("25 MB in {:?}, of which {sent:?} from each", begun.elapsed());
+    assert_eq!(a.net.get(Hash::of(&blob)).await.unwrap().unwrap(), blob);
+    // Each serves one piece at a time at the same rate, so nobody carries it alone.
+    assert!(
+        sent.iter().all(|sent| (4_000_000..17_000_000).contains(sent)),
+        "{sent:?}"
+    );
+    assert!(a.net.counters().fetches.bytes < 26_500_000, "nothing came twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_fetch_that_a_restart_cut_off_takes_up_where_it_was() {
+    let slow = |config: &mut NetConfig| config.max_upload = Some(4_000_000);
+    let (b, c) = (Peer::start_with(2, slow).await, Peer::start_with(3, slow).await);
+    let blob = pieces(6);
+    let (hash, len) = (Hash::of(&blob), blob.len() as u64);
+    for peer in [&b, &c] {
+        peer.net.put(blob.clone()).await.unwrap();
+    }
+    let a = Peer::start(1).await;
+    let providers = vec![b.id(), c.id()];
+    a.knows(&b).await;
+    a.knows(&c).await;
+    let cut = a
+        .net
+        .fetch(hash, len, providers.clone(), Duration::from_millis(1500))
+        .await;
+    assert!(matches!(cut, Err(FetchError::Timeout { .. })), "{cut:?}");
+    let before = a.net.counters().fetches.bytes;
+    let known = a.net.known();
+    a.net.shutdown().await;
+    let again = NetConfig {
+        known,
+        ..config(1, &a.dir)
+    };
+    let (net, _events) = Net::start(again).await.unwrap();
+    net.fetch(hash, len, providers, 3 * SOON).await.unwrap();
+    assert_eq!(net.get(hash).await.unwrap().unwrap(), blob);
+    let after = net.counters().fetches.bytes;
+    println!("{before} bytes before the restart, {after} after it, of {len}");
+    assert!(before > 1_000_000 && before + after < len + len / 8, "{before} {after}");
+}

@@ -2,7 +2,7 @@
 //!
 //! Its own downloader tries providers in turn without deadline or size cap; this one ([`Blobs::fetch`]) gives up on a provider that
 //! stalls, goes on with the next from where the last one left off, and refuses content longer than was promised before taking
-//! any of it. What nobody wants any more is collected as garbage after [`Blobs::retain`].
+//! any of it. What is longer than a shard comes from several at once (`pieces`). What nobody wants any more is collected as garbage after [`Blobs::retain`].
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iroh::Endpoint;
+use iroh::endpoint::Connection;
 use iroh_blobs::api::blobs::{AddPathOptions, BlobStatus, ImportMode};
 use iroh_blobs::get::fsm::{self, BlobContentNext, ConnectedNext};
 use iroh_blobs::get::request::get_verified_size;
+use iroh_blobs::protocol::GetRequest;
 use iroh_blobs::provider::events::{EventMask, EventSender, ProviderMessage, ThrottleMode};
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
@@ -23,6 +25,8 @@ use iroh_blobs::store::{GcConfig, ProtectCb, ProtectOutcome};
 use iroh_blobs::{BlobFormat, BlobsProtocol};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+
+mod pieces;
 
 use super::pool::Pool;
 use super::rate::Rate;
@@ -241,7 +245,8 @@ impl Blobs {
         self.store.has(iroh(hash)).await.unwrap_or(false)
     }
 
-    /// Gets a blob from the first provider that gives it, each for as long as it keeps sending, all within `deadline`.
+    /// Gets a blob: a long one from all providers at once, else from the first that gives it, each for as long as it keeps sending,
+    /// all within `deadline`.
     pub async fn fetch(
         &self,
         hash: Hash,
@@ -279,7 +284,11 @@ impl Blobs {
             .acquire()
             .await
             .map_err(|error| FetchError::Store(error.to_string()))?;
-        for &provider in providers {
+        self.fetch_pieces(hash, max_len, providers, attempts).await?;
+        // Whoever failed already is asked again only after everyone else.
+        let failed: HashSet<PeerId> = attempts.iter().map(|(peer, _)| *peer).collect();
+        let (again, first): (Vec<PeerId>, Vec<PeerId>) = providers.iter().partition(|peer| failed.contains(peer));
+        for provider in first.into_iter().chain(again) {
             match self.fetch_from(hash, max_len, provider).await {
                 Ok(()) => {
                     self.protect(hash);
@@ -287,7 +296,7 @@ impl Blobs {
                     return Ok(());
                 }
                 Err(attempt) => {
-                    self.counters.failed_providers.fetch_add(1, Ordering::Relaxed);
+                    self.gave_up();
                     if let Attempt::TooLong(found) = attempt {
                         return self.within(hash, max_len, found);
                     }
@@ -315,21 +324,46 @@ impl Blobs {
 
     /// Gets from one provider what is missing. What has arrived stays, verified, when it fails in the middle.
     async fn fetch_from(&self, hash: Hash, max_len: u64, provider: PeerId) -> Result<(), Attempt> {
-        let connection = self
-            .pool
-            .get(provider, STALL)
-            .await
-            .map_err(|error| Attempt::Failed(error.to_string()))?;
         let local = self.store.remote().local(iroh(hash)).await.map_err(failed)?;
         if local.is_complete() {
             return Ok(());
         }
-        // The length is proven by the last chunk before anything else is asked for: a stream once begun would fill its window.
-        let (size, _) = steady(async { get_verified_size(&connection, &iroh(hash)).await.map_err(|_| none()) }).await?;
+        let (connection, size) = self.prove_length(hash, provider).await?;
         if size > max_len {
             return Err(Attempt::TooLong(size));
         }
-        let request = fsm::start(connection, local.missing(), Default::default());
+        self.get_ranges(hash, size, connection, local.missing()).await?;
+        if self.has(hash).await {
+            Ok(())
+        } else {
+            Err(Attempt::Failed("it gave only a part".into()))
+        }
+    }
+
+    async fn connect(&self, provider: PeerId) -> Result<Connection, Attempt> {
+        self.pool
+            .get(provider, STALL)
+            .await
+            .map_err(|error| Attempt::Failed(error.to_string()))
+    }
+
+    /// A provider's connection, and the length that it proves by the last chunk. Before anything else is asked for: a stream once begun
+    /// would fill its window.
+    async fn prove_length(&self, hash: Hash, provider: PeerId) -> Result<(Connection, u64), Attempt> {
+        let connection = self.connect(provider).await?;
+        let (size, _) = steady(async { get_verified_size(&connection, &iroh(hash)).await.map_err(|_| none()) }).await?;
+        Ok((connection, size))
+    }
+
+    /// Gets what a request names of a blob of this length. Every chunk is verified and stored as it comes.
+    async fn get_ranges(
+        &self,
+        hash: Hash,
+        size: u64,
+        connection: Connection,
+        request: GetRequest,
+    ) -> Result<(), Attempt> {
+        let request = fsm::start(connection, request, Default::default());
         let header = steady(async {
             match request.next().await.map_err(failed)?.next().await.map_err(failed)? {
                 ConnectedNext::StartRoot(root) => root.next().next().await.map_err(|_| none()),
@@ -351,6 +385,8 @@ impl Blobs {
                     let total = content.stats().payload_bytes_read;
                     self.received(total - received).await;
                     received = total;
+                    // A long transfer must not become garbage on the way.
+                    self.protect(hash);
                 }
                 BlobContentNext::Done(end) => break end,
             }
@@ -361,11 +397,11 @@ impl Blobs {
             // All that was asked for is here; how the stream ends does not matter.
             let _ = timeout(STALL, closing.next()).await;
         }
-        if self.has(hash).await {
-            Ok(())
-        } else {
-            Err(Attempt::Failed("it gave only a part".into()))
-        }
+        Ok(())
+    }
+
+    fn gave_up(&self) {
+        self.counters.failed_providers.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn received(&self, bytes: u64) {
