@@ -164,7 +164,10 @@ impl State {
             return;
         }
         let alive = self.alive(now);
-        let weight: u64 = alive.iter().map(|id| self.voters.weight_of(id)).sum();
+        // Whoever says that it is on another branch is heard, may go on with this peer, and decides nothing on this branch.
+        let branch = self.chain.agreed.branch;
+        let here = |id: &&PeerId| self.haves.get(id).is_none_or(|have| have.slot.branch == branch);
+        let weight: u64 = alive.iter().filter(here).map(|id| self.voters.weight_of(id)).sum();
         if self.voters.quorum(weight) {
             return;
         }

@@ -136,6 +136,8 @@ fn what_failed_once_does_not_fail_again() {
         include_str!("../../../scenarios/regressions/model_of_a_branch_left.toml"),
         include_str!("../../../scenarios/regressions/sides_that_forgot_each_other.toml"),
         include_str!("../../../scenarios/regressions/log_lost_before_it_was_said.toml"),
+        include_str!("../../../scenarios/regressions/heard_on_another_branch.toml"),
+        include_str!("../../../scenarios/regressions/withheld_from_those_who_came_back.toml"),
     ] {
         holds(Scenario::from_toml(text).unwrap());
     }

@@ -38,11 +38,13 @@ impl World {
         );
     }
 
-    /// Whether this peer is up, reachable from `at`, and has the blob.
+    /// Whether this peer is up, reachable from `at`, has the blob, and hands it over.
     pub(super) fn holds(&self, id: &PeerId, blob: &Hash, at: usize) -> bool {
         self.processes(id).any(|holder| {
             let peer = &self.peers[holder];
-            peer.state.is_some() && self.side[holder] == self.side[at] && peer.disk.blobs.contains(blob)
+            let reached = peer.state.is_some() && self.side[holder] == self.side[at];
+            let serves = || self.gang.serves(holder, blob, &self.peers[at].keys.id());
+            reached && peer.disk.blobs.contains(blob) && serves()
         })
     }
 
