@@ -9,6 +9,7 @@
 //! | `gossip.rs` | announcements to the whole run |
 //! | `sync.rs`, `pool.rs` | questions and answers |
 //! | `blobs.rs`, `blobs/pieces.rs`, `rate.rs` | contributions and snapshots by hash; long ones from many at once; bandwidth caps |
+//! | `relay.rs` | a relay server of one's own |
 //! | `meter.rs` | bytes sent and received |
 //!
 //! Nothing here knows what a frame means, and nothing received is believed: frames are handed on as bytes, lengths are checked
@@ -40,10 +41,12 @@ mod meter;
 mod pool;
 mod queue;
 mod rate;
+mod relay;
 mod sync;
 
 pub use blobs::{FetchCounters, FetchError};
 pub(crate) use links::FRAME_HEADER;
+pub use relay::RelayServer;
 pub use sync::{Request, Response, SnapshotInfo, StatusInfo};
 
 use blobs::Blobs;
@@ -65,7 +68,7 @@ pub enum Relay {
     None,
     /// iroh's public relays and address lookup.
     Default,
-    /// A relay of one's own.
+    /// A relay of one's own, and nothing else of what iroh runs: addresses come from tickets and from other peers.
     Url(String),
 }
 

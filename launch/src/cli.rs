@@ -84,6 +84,11 @@ pub enum Command {
     /// Shows balances; replays the record chain from genesis and compares every root.
     #[command(subcommand, after_help = "Example:\n  murmur ledger verify --dir ~/murmur")]
     Ledger(LedgerCommand),
+    /// Runs a relay for peers that no other can dial, on a machine that all of them can.
+    #[command(
+        after_help = "Example:\n  murmur relay --bind 0.0.0.0:3340\n  murmur join murmur1abc… --relay http://203.0.113.7:3340"
+    )]
+    Relay(RelayArgs),
     /// Plays the protocol through under seeded faults, in virtual time, with the same code that runs over the network.
     #[command(after_help = "Example:\n  murmur sim --peers 16 --rounds 50 --seed 7 --json")]
     Sim(SimArgs),
@@ -170,6 +175,17 @@ impl PeerOptions {
         lay(&self.payout_address, &mut file.payout_address);
         file
     }
+}
+
+/// `murmur relay`.
+#[derive(Debug, Args)]
+pub struct RelayArgs {
+    /// Where to listen, over TCP.
+    #[arg(long, env = "MURMUR_BIND", default_value = "0.0.0.0:3340", value_name = "ADDR:PORT")]
+    pub bind: SocketAddr,
+    /// Bytes a second to take from one peer at most, such as 5M [default: no limit].
+    #[arg(long, value_name = "BYTES")]
+    pub max_rate: Option<Bytes>,
 }
 
 /// `murmur demo`.

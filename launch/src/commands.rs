@@ -8,6 +8,7 @@ mod export;
 pub mod generate;
 pub mod ledger;
 mod member;
+mod relay;
 mod sim;
 mod status;
 mod tasks;
@@ -36,6 +37,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(command),
         Command::Ledger(command) => ledger::run(&command),
+        Command::Relay(args) => relay::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Bench(command) => bench::run(command),
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::netns::ip;
 use common::{Running, decided, events, leave, said};
 use serde_json::Value;
 
@@ -38,15 +39,6 @@ const CUT: Duration = Duration::from_secs(45);
 struct Lan {
     switch: String,
     hosts: Vec<String>,
-}
-
-fn ip(args: &str) {
-    let output = Command::new("ip").args(args.split(' ')).output().unwrap();
-    assert!(
-        output.status.success(),
-        "ip {args}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 impl Lan {

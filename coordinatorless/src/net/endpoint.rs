@@ -1,7 +1,7 @@
 //! The iroh endpoint: one UDP socket for everything, dialled by public key.
 //!
 //! With [`Relay::None`] nothing but the given socket is used: no relay, no address lookup, no port mapping. Such an endpoint never
-//! waits for being "online", which it never will be.
+//! waits for being "online", which it never will be. With a relay of one's own, that relay is used too, and nothing else.
 //!
 //! Whoever comes back is looked for where it was last met. So a peer that was not given a port takes the one it had before, if that is
 //! still free: a whole run that was switched off finds itself again by the addresses that its peers remember.
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use iroh::address_lookup::MemoryLookup;
 use iroh::endpoint::{BindError, BindOpts, Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
-use iroh::{Endpoint, EndpointAddr, PublicKey, RelayMode, RelayUrl, SecretKey, TransportAddr};
+use iroh::{Endpoint, EndpointAddr, PublicKey, RelayConfig, RelayMode, RelayUrl, SecretKey, TransportAddr};
+use iroh_relay::RelayQuicConfig;
 
 use super::meter::Meter;
 use super::{NetConfig, NetError, Relay};
@@ -86,7 +87,11 @@ fn builder(config: &NetConfig, lookup: MemoryLookup, meter: Meter, port: u16) ->
         Relay::Default => Endpoint::builder(presets::N0),
         Relay::Url(url) => {
             let relay: RelayUrl = url.parse().map_err(|_| NetError::BadRelay { found: url.clone() })?;
-            Endpoint::builder(presets::N0).relay_mode(RelayMode::custom([relay]))
+            // Without TLS there is no address discovery to ask.
+            let quic = (relay.scheme() == "https").then(RelayQuicConfig::default);
+            Endpoint::builder(presets::Minimal)
+                .relay_mode(RelayMode::Custom(RelayConfig::new(relay, quic).into()))
+                .portmapper_config(PortmapperConfig::Disabled)
         }
     };
     let builder = builder

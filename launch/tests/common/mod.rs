@@ -3,6 +3,8 @@
 // Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod netns;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
