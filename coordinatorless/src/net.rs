@@ -9,6 +9,7 @@
 //! | `gossip.rs` | announcements to the whole run |
 //! | `sync.rs`, `pool.rs` | questions and answers |
 //! | `blobs.rs`, `blobs/pieces.rs`, `rate.rs` | contributions and snapshots by hash; long ones from many at once; bandwidth caps |
+//! | `gate.rs` | how many connections strangers may have, and how long in silence |
 //! | `relay.rs` | a relay server of one's own |
 //! | `meter.rs` | bytes sent and received |
 //!
@@ -35,6 +36,7 @@ use crate::wire::VERSION;
 mod blobs;
 mod book;
 mod endpoint;
+mod gate;
 mod gossip;
 mod links;
 mod meter;
@@ -51,6 +53,7 @@ pub use sync::{Request, Response, SnapshotInfo, StatusInfo};
 
 use blobs::Blobs;
 use book::Book;
+use gate::Gate;
 use gossip::Announcer;
 use links::Links;
 use meter::Meter;
@@ -195,6 +198,8 @@ pub struct NetCounters {
     pub frames_dropped: u64,
     /// Times that gossip was missed because the driver was too slow.
     pub gossip_lagged: u64,
+    /// Connections that strangers have opened here and that are open now.
+    pub strangers: usize,
     /// What became of fetches.
     pub fetches: FetchCounters,
 }
@@ -216,6 +221,7 @@ struct Inner {
     blobs: Blobs,
     questions: Pool,
     meter: Meter,
+    gate: Gate,
     stop: CancellationToken,
 }
 
@@ -238,7 +244,8 @@ impl Net {
         let book = Arc::new(Book::new(SecretKey::from_bytes(&config.secret), lookup.clone()));
         config.known.iter().cloned().for_each(|addr| book.know(addr));
         let meter = Meter::default();
-        let endpoint = endpoint::bind(&config, lookup, meter.clone()).await?;
+        let gate = Gate::default();
+        let endpoint = endpoint::bind(&config, lookup, &meter, &gate).await?;
         let blobs = match Blobs::open(&config, endpoint.clone()).await {
             Ok(blobs) => blobs,
             Err(error) => {
@@ -282,6 +289,7 @@ impl Net {
             blobs,
             questions,
             meter,
+            gate,
             stop,
         };
         Ok((Self { inner: Arc::new(inner) }, receiver))
@@ -309,6 +317,7 @@ impl Net {
 
     /// Keeps a link to each of these, gossips with them, and drops what waits for others. This peer's own id is ignored.
     pub fn set_members(&self, members: Vec<PeerId>) {
+        self.inner.gate.set_members(&members);
         self.inner.links.set_members(&members);
         let others: Vec<PeerId> = members.into_iter().filter(|&member| member != self.id()).collect();
         self.inner.announcer.set_members(&others);
@@ -404,6 +413,7 @@ impl Net {
         NetCounters {
             frames_dropped: self.inner.links.dropped(),
             gossip_lagged: self.inner.announcer.lagged(),
+            strangers: self.inner.gate.guests(),
             fetches: self.inner.blobs.counters(),
         }
     }

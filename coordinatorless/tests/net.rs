@@ -178,9 +178,7 @@ async fn an_oversized_frame_or_an_unknown_kind_is_refused_and_costs_the_link() {
         ([1, 0, 0, 0, 9], "unknown kind"),
     ] {
         let mut a = Peer::start(1).await;
-        let secret = iroh::SecretKey::from_bytes(&[9; 32]);
-        let builder = iroh::Endpoint::builder(iroh::endpoint::presets::Minimal).relay_mode(iroh::RelayMode::Disabled);
-        let hostile = builder.secret_key(secret).bind().await.unwrap();
+        let hostile = stranger(9).await;
         let alpn = format!("murmur/link/{VERSION}/{RUN}");
         let connection = hostile.connect(a.net.addr().await, alpn.as_bytes()).await.unwrap();
         let mut stream = connection.open_uni().await.unwrap();
@@ -439,6 +437,117 @@ async fn a_peer_that_takes_nothing_does_not_hold_up_the_others() {
         assert_eq!(b.frame().await.1, frame);
     }
     drop(c);
+}
+
+/// A stranger with a key of its own, and none of our code.
+async fn stranger(seed: u8) -> iroh::Endpoint {
+    let builder = iroh::Endpoint::builder(iroh::endpoint::presets::Minimal).relay_mode(iroh::RelayMode::Disabled);
+    let secret = iroh::SecretKey::from_bytes(&[seed; 32]);
+    builder.secret_key(secret).bind().await.unwrap()
+}
+
+/// Connections of so many strangers, eight each, over all protocols. All but the first of each stranger dribble a byte every second.
+async fn dribblers(to: &Peer, count: u8) -> (Vec<iroh::Endpoint>, Vec<iroh::endpoint::Connection>) {
+    let addr = to.net.addr().await;
+    let alpn = |protocol: &str| format!("murmur/{protocol}/{VERSION}/{RUN}").into_bytes();
+    let alpns = [
+        alpn("link"),
+        alpn("sync"),
+        iroh_blobs::ALPN.to_vec(),
+        iroh_gossip::ALPN.to_vec(),
+    ];
+    let (mut endpoints, mut silent) = (Vec::new(), Vec::new());
+    for seed in 0..count {
+        let endpoint = stranger(100 + seed).await;
+        for i in 0..8 {
+            let connection = endpoint.connect(addr.clone(), &alpns[i % 4]).await.unwrap();
+            if i == 0 {
+                silent.push(connection);
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut stream = match i % 4 {
+                    1 | 2 => connection.open_bi().await.map(|(send, _)| send),
+                    _ => connection.open_uni().await,
+                }?;
+                while stream.write_all(&[1]).await.is_ok() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Ok::<(), iroh::endpoint::ConnectionError>(())
+            });
+        }
+        endpoints.push(endpoint);
+    }
+    (endpoints, silent)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_who_dribble_or_say_nothing_keep_nobody_out_and_are_bounded() {
+    let (mut a, b) = pair().await;
+    // Twenty times eight: more than there is room for.
+    let (_endpoints, silent) = dribblers(&a, 20).await;
+    let strangers = a.net.counters().strangers;
+    assert!((100..=128).contains(&strangers), "{strangers}");
+
+    // Members go on.
+    b.net.broadcast(Bytes::from_static(b"a member"));
+    assert_eq!(a.frame().await, (b.id(), Bytes::from_static(b"a member")));
+    // A newcomer, a stranger too, is heard and answered.
+    let c = Peer::start(3).await;
+    c.knows(&a).await;
+    c.net.send(a.id(), Bytes::from_static(b"a newcomer"));
+    assert_eq!(a.frame().await, (c.id(), Bytes::from_static(b"a newcomer")));
+    let (asking, to) = (c.net.clone(), a.id());
+    let asked = tokio::spawn(async move { asking.request(to, Request::RunConfig, SOON).await });
+    let reply = a.next(|event| match event {
+        NetEvent::Request {
+            from,
+            request: Request::RunConfig,
+            reply,
+        } => Some((from, reply)),
+        _ => None,
+    });
+    let (from, reply) = reply.await;
+    assert_eq!(from, c.id());
+    reply.send(Response::RunConfig(vec![7])).unwrap();
+    assert_eq!(asked.await.unwrap().unwrap(), Response::RunConfig(vec![7]));
+
+    // Whoever says nothing at all is sent away; nobody else makes room for long.
+    let begun = Instant::now();
+    for connection in &silent {
+        timeout(Duration::from_secs(30), connection.closed())
+            .await
+            .expect("the silent are closed");
+    }
+    println!(
+        "{strangers} strangers at once; the last silent one was closed after {:?}",
+        begun.elapsed()
+    );
+    assert!(a.net.counters().strangers <= 128);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stranger_sends_and_nobody_reads_is_bounded() {
+    let a = Peer::start(1).await;
+    let hostile = stranger(9).await;
+    let alpn = format!("murmur/link/{VERSION}/{RUN}");
+    let connection = hostile.connect(a.net.addr().await, alpn.as_bytes()).await.unwrap();
+    // The first stream is read, as far as it goes; the others wait for it.
+    let mut first = connection.open_uni().await.unwrap();
+    first.write_all(&[1]).await.unwrap();
+    let mut sent = 0;
+    let mut streams = Vec::new();
+    while let Ok(Ok(mut stream)) = timeout(Duration::from_secs(1), connection.open_uni()).await {
+        while let Ok(Ok(bytes)) = timeout(Duration::from_secs(1), stream.write(&[0; 65536])).await {
+            sent += bytes;
+        }
+        streams.push(stream);
+        if streams.len() == 4 {
+            break;
+        }
+    }
+    println!("{sent} bytes went through unread");
+    assert!((500_000..1_300_000).contains(&sent), "{sent}");
 }
 
 /// A blob of so many pieces of 4 MiB, no two alike.

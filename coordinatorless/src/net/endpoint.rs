@@ -15,6 +15,7 @@ use iroh::endpoint::{BindError, BindOpts, Builder, PortmapperConfig, QuicTranspo
 use iroh::{Endpoint, EndpointAddr, PublicKey, RelayConfig, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use iroh_relay::RelayQuicConfig;
 
+use super::gate::{self, Gate};
 use super::meter::Meter;
 use super::{NetConfig, NetError, Relay};
 use crate::types::PeerId;
@@ -43,17 +44,28 @@ pub(super) fn peer_id(key: PublicKey) -> PeerId {
 ///
 /// # Errors
 /// [`NetError::PortTaken`] where another process has the port, [`NetError::BadRelay`] for a relay that is no URL.
-pub(super) async fn bind(config: &NetConfig, lookup: MemoryLookup, meter: Meter) -> Result<Endpoint, NetError> {
+pub(super) async fn bind(
+    config: &NetConfig,
+    lookup: MemoryLookup,
+    meter: &Meter,
+    gate: &Gate,
+) -> Result<Endpoint, NetError> {
     let file = config.dir.join(PORT);
     let chosen = config.bind.map_or(0, |address| address.port());
     if let Some(port) = last_port(&file).filter(|_| chosen == 0) {
-        let again = builder(config, lookup.clone(), meter.clone(), port)?.bind().await;
+        let again = builder(config, lookup.clone(), port)?
+            .hooks(meter.clone())
+            .hooks(gate.clone());
+        let again = again.bind().await;
         match again {
             Ok(endpoint) => return Ok(endpoint),
             Err(error) => tracing::info!(port, %error, "the port of last time is not to be had; taking another"),
         }
     }
-    let bound = builder(config, lookup, meter, chosen)?.bind().await;
+    let builder = builder(config, lookup, chosen)?
+        .hooks(meter.clone())
+        .hooks(gate.clone());
+    let bound = builder.bind().await;
     let endpoint = bound.map_err(|error| explain(error, config.bind))?;
     let port = endpoint
         .bound_sockets()
@@ -72,13 +84,14 @@ fn last_port(file: &Path) -> Option<u16> {
 }
 
 /// An endpoint to be bound to `port` (0: any), on the address given or on all.
-fn builder(config: &NetConfig, lookup: MemoryLookup, meter: Meter, port: u16) -> Result<Builder, NetError> {
+fn builder(config: &NetConfig, lookup: MemoryLookup, port: u16) -> Result<Builder, NetError> {
     let idle = VarInt::from_u32(IDLE.as_millis() as u32);
     let transport = QuicTransportConfig::builder()
         .max_idle_timeout(Some(idle.into()))
         .keep_alive_interval(KEEP_ALIVE)
         .default_path_max_idle_timeout(IDLE)
         .default_path_keep_alive_interval(KEEP_ALIVE)
+        .receive_window(gate::GUEST_WINDOW.into())
         .build();
     let builder = match &config.relay {
         Relay::None => Endpoint::builder(presets::Minimal)
@@ -97,8 +110,7 @@ fn builder(config: &NetConfig, lookup: MemoryLookup, meter: Meter, port: u16) ->
     let builder = builder
         .secret_key(SecretKey::from_bytes(&config.secret))
         .transport_config(transport)
-        .address_lookup(lookup)
-        .hooks(meter);
+        .address_lookup(lookup);
     let bound = match config.bind {
         Some(address) => builder
             .clear_ip_transports()

@@ -24,8 +24,8 @@ use crate::wire::{Canonical, MAX_RECORDS};
 const MAX_REQUEST: usize = 4096;
 /// Questions of one peer in work at once.
 const MAX_AT_ONCE: usize = 4;
-/// Peers with questions in work at once.
-const MAX_PEERS: usize = 128;
+/// Peers with questions in work at once: more than there can be strangers, so that those alone cannot take every place.
+const MAX_PEERS: usize = 2 * super::gate::MAX_GUESTS;
 /// How long a question may take to arrive.
 const ASKING: Duration = Duration::from_secs(5);
 /// How long the driver may think, and how long the answer may take to leave.
