@@ -240,9 +240,13 @@ impl State {
         let members = self.chain.agreed.members.iter();
         let away = || members.clone().filter(|member| member.standing == Standing::Away);
         let at = usize::try_from(self.sequence).unwrap_or(0) % away().count().max(1);
-        let Some(to) = away().nth(at).map(|member| member.id) else {
-            return;
-        };
+        if let Some(to) = away().nth(at).map(|member| member.id) {
+            self.say_where(to);
+        }
+    }
+
+    /// Tells one peer where this peer is, and nothing else.
+    pub(super) fn say_where(&mut self, to: PeerId) {
         self.sequence += 1;
         let nobody = Bits::new(self.roster.len(), |_| false);
         let have = Have {

@@ -229,6 +229,10 @@ impl State {
         );
         let other = (their_weight, theirs.len(), std::cmp::Reverse(first.record.hash()));
         if ours >= other {
+            // R19 keeps this peer silent, and the others may know nothing of what outweighs their branch: nobody else tells them.
+            if self.listening && ours > other {
+                self.say_where(from);
+            }
             return;
         }
         // Everything is checked before anything is given up.
