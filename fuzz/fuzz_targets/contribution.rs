@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use trainer::aggregate::{Weighted, aggregate_with};
-use trainer::compress::{Codec, DenseCodec, SparseCodec};
+use trainer::compress::{Codec, DenseCodec, Int8Codec, SparseCodec};
 
 /// Parameters, chunk and k: short chunks, k = chunk, one block, several blocks.
 const CODECS: [(usize, usize, usize); 6] = [
@@ -34,7 +34,22 @@ fuzz_target!(|bytes: &[u8]| {
     framed.extend(rest);
     hold(&codec, framed);
     hold_dense(params, rest);
+    hold_int8(params, rest);
 });
+
+/// The same bytes as eight bits of every value.
+fn hold_int8(params: usize, bytes: &[u8]) {
+    let codec = Int8Codec::new(params).expect("a model has parameters");
+    let mut shard = vec![1, 3, 0, 0];
+    let length = codec.max_total_bytes() as usize - shard.len();
+    shard.extend(bytes.iter().cycle().take(if bytes.is_empty() { 0 } else { length }));
+    let shards = [shard];
+    if codec.check(&shards).is_ok() {
+        let values = codec.to_dense(&shards).expect("what passes the check decodes");
+        let again = codec.encode_with(&[], &values, 1).expect("what decodes is finite");
+        assert_eq!(again.shards, shards, "one content has one encoding");
+    }
+}
 
 /// The same bytes as every value of a model.
 fn hold_dense(params: usize, bytes: &[u8]) {

@@ -45,6 +45,7 @@ pub mod dense;
 pub mod entropy;
 mod error;
 mod geometry;
+pub mod int8;
 pub(crate) mod parallel;
 pub mod quantize;
 pub mod reference;
@@ -57,6 +58,7 @@ pub use codec::{AnyCodec, Codec};
 pub use dense::DenseCodec;
 pub use error::{CodecError, DecodeError};
 pub use geometry::MAX_SHARD_BYTES;
+pub use int8::Int8Codec;
 pub use sparse::Decoded;
 pub(crate) use sparse::norm_squared;
 

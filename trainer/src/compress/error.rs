@@ -124,6 +124,16 @@ pub enum DecodeError {
         /// The bits of the value.
         bits: u32,
     },
+    /// Values in eight bits under a scale that no encoder gives them.
+    #[error("chunk {chunk} has scale code {code} for values of at most {largest} steps")]
+    Steps {
+        /// The chunk.
+        chunk: usize,
+        /// Its scale code.
+        code: u8,
+        /// The largest magnitude in it, in steps.
+        largest: u8,
+    },
     /// The Rice parameter is not the best for its block.
     #[error("block {block} has Rice parameter {found}, not {expected}")]
     RiceParameter {
