@@ -335,6 +335,49 @@ pub enum BenchCommand {
     /// Messages, agreement and failure detection as peers grow more, in the simulator (two to three minutes).
     #[command(after_help = "Example:\n  murmur bench rounds --max-peers 128 --json")]
     Rounds(BenchRoundsArgs),
+    /// Every way of training together, on the same model and tokens: losses against bytes, as tables and plots.
+    #[command(
+        after_help = "Examples:\n  murmur bench algorithms --dir report\n  murmur bench algorithms --preset long --dir report --model demo --arms sparse --arms ddp"
+    )]
+    Algorithms(BenchAlgorithmsArgs),
+}
+
+/// `murmur bench algorithms`.
+#[derive(Debug, Args)]
+pub struct BenchAlgorithmsArgs {
+    /// A quarter of an hour on two idle cores, or some hours.
+    #[arg(long, value_enum, default_value_t = BenchPreset::Short)]
+    pub preset: BenchPreset,
+    /// Folder of the results; a bench that was stopped goes on there.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Only arms whose names contain this; several times for several.
+    #[arg(long, value_name = "WORDS")]
+    pub arms: Vec<String>,
+    /// Only this model of the preset.
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Rounds of a run [default: the preset's].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub rounds: Option<u64>,
+    /// Files and folders of text instead of the demo's.
+    #[arg(long, value_name = "PATH")]
+    pub text: Vec<PathBuf>,
+    /// Runs side by side, one thread each [default: all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Plans of `murmur bench algorithms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchPreset {
+    /// Every arm on a small model.
+    Short,
+    /// More tokens, workers and learning rates, then larger models.
+    Long,
 }
 
 /// `murmur bench trainer`; what is not given of a shape is that of a small byte-level model.

@@ -1,6 +1,7 @@
 //! The commands, one file each; this one only leads to them.
 
 mod bench;
+mod bench_algorithms;
 mod bench_rounds;
 pub mod data;
 mod eval;

@@ -1,4 +1,4 @@
-//! The loss plot, as SVG written by hand and as PNG rendered from it.
+//! Plots of losses, as SVG written by hand and as PNG rendered from it.
 //!
 //! Text is set in the system's fonts. A machine without any would render a plot without words, so text can also be drawn
 //! as strokes ([`strokes`]); the PNG falls back to that.
@@ -15,7 +15,7 @@ use resvg::{tiny_skia, usvg};
 pub struct Series {
     /// Its name in the legend.
     pub name: String,
-    /// Points (round, loss), in the order of rounds.
+    /// Points (x, loss), in the order of x.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -28,13 +28,48 @@ pub struct Mark {
     pub label: String,
 }
 
-/// A plot of losses over rounds.
+/// What runs to the right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Rounds.
+    Rounds,
+    /// Something else, by its name and by powers of ten; points at zero or below are left out.
+    Logarithmic(&'static str),
+}
+
+impl Axis {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rounds => "round",
+            Self::Logarithmic(name) => name,
+        }
+    }
+
+    /// Where a value lies, and what a tick there says.
+    fn place(self, value: f64) -> f64 {
+        match self {
+            Self::Logarithmic(_) => value.log10(),
+            Self::Rounds => value,
+        }
+    }
+
+    fn tick(self, place: f64) -> String {
+        match self {
+            Self::Logarithmic(_) => power(place),
+            Self::Rounds => label(place),
+        }
+    }
+}
+
+/// A plot of losses.
 #[derive(Clone, Debug)]
 pub struct Plot {
     /// Above the plot.
     pub title: String,
     /// Below the title.
     pub subtitle: String,
+    /// What runs to the right.
+    pub axis: Axis,
     /// The lines.
     pub series: Vec<Series>,
     /// Vertical marks.
@@ -93,17 +128,30 @@ impl Plot {
     }
 
     fn draw(&self, text: Text) -> String {
-        let scale = Scale::of(&self.series);
+        let placed = self.placed();
+        let scale = Scale::of(&placed, self.axis);
         let mut canvas = Canvas::new(text);
         canvas.text(LEFT, 36.0, 20.0, INK, Anchor::Start, &self.title);
         canvas.text(LEFT, 58.0, 13.0, FAINT, Anchor::Start, &self.subtitle);
         self.axes(&mut canvas, &scale);
         self.marks(&mut canvas, &scale);
-        for (i, series) in self.series.iter().enumerate() {
-            canvas.series(series, &scale, COLOURS[i % COLOURS.len()]);
+        for (i, series) in placed.iter().enumerate() {
+            canvas.series(series, &scale, i);
         }
-        self.legend(&mut canvas);
+        match self.series.len() {
+            0..=3 => self.legend(&mut canvas),
+            _ => self.column(&mut canvas),
+        }
         canvas.finish()
+    }
+
+    /// The lines, with their points where the axis puts them.
+    fn placed(&self) -> Vec<Series> {
+        let place = |series: &Series| Series {
+            name: series.name.clone(),
+            points: series.points.iter().map(|(x, y)| (self.axis.place(*x), *y)).collect(),
+        };
+        self.series.iter().map(place).collect()
     }
 
     fn axes(&self, canvas: &mut Canvas, scale: &Scale) {
@@ -116,7 +164,7 @@ impl Plot {
         for tick in &scale.x_ticks {
             let x = scale.x(*tick);
             canvas.line(x, floor, x, floor + 6.0, FAINT, 1.0, "");
-            canvas.text(x, floor + 22.0, 13.0, FAINT, Anchor::Middle, &label(*tick));
+            canvas.text(x, floor + 22.0, 13.0, FAINT, Anchor::Middle, &self.axis.tick(*tick));
         }
         canvas.line(LEFT, floor, WIDTH - RIGHT, floor, FAINT, 1.2, "");
         canvas.text(
@@ -125,7 +173,7 @@ impl Plot {
             13.0,
             FAINT,
             Anchor::Middle,
-            "round",
+            self.axis.name(),
         );
         canvas.text(16.0, TOP - 14.0, 13.0, FAINT, Anchor::Start, "loss, nats per token");
     }
@@ -153,10 +201,36 @@ impl Plot {
         for (i, series) in self.series.iter().enumerate().rev() {
             canvas.text(right, 36.0, 13.0, INK, Anchor::End, &series.name);
             right -= 7.2 * series.name.chars().count() as f64 + 8.0;
-            canvas.line(right - 24.0, 31.5, right, 31.5, COLOURS[i % COLOURS.len()], 3.0, "");
+            canvas.line(right - 24.0, 31.5, right, 31.5, colour(i), 3.0, dashes(i));
             right -= 44.0;
         }
     }
+
+    /// The names of many lines, one below the other, where losses that fall leave room: at the upper right.
+    fn column(&self, canvas: &mut Canvas) {
+        for (i, series) in self.series.iter().enumerate() {
+            let y = TOP + 8.0 + 17.0 * i as f64;
+            canvas.text(WIDTH - RIGHT - 40.0, y, 12.5, INK, Anchor::End, &series.name);
+            canvas.line(
+                WIDTH - RIGHT - 32.0,
+                y - 4.0,
+                WIDTH - RIGHT,
+                y - 4.0,
+                colour(i),
+                3.0,
+                dashes(i),
+            );
+        }
+    }
+}
+
+fn colour(series: usize) -> &'static str {
+    COLOURS[series % COLOURS.len()]
+}
+
+/// Lines of one colour are told apart by their dashes.
+fn dashes(series: usize) -> &'static str {
+    ["", "7 4", "2 3"][series / COLOURS.len() % 3]
 }
 
 /// Data to pixels.
@@ -168,7 +242,7 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(series: &[Series]) -> Self {
+    fn of(series: &[Series], axis: Axis) -> Self {
         let finite = |value: &f64| value.is_finite();
         let xs: Vec<f64> = series
             .iter()
@@ -192,7 +266,10 @@ impl Scale {
         Self {
             x_range: (x0, x1),
             y_range,
-            x_ticks: ticks((x0, x1), 10),
+            x_ticks: match axis {
+                Axis::Logarithmic(_) => log_ticks((x0, x1)),
+                Axis::Rounds => ticks((x0, x1), 10),
+            },
             y_ticks: ticks(y_range, 6),
         }
     }
@@ -233,6 +310,27 @@ fn ticks((low, high): (f64, f64), count: usize) -> Vec<f64> {
     let first = (low / step - 1e-9).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
     (first..=last.min(first + 1000)).map(|i| i as f64 * step).collect()
+}
+
+/// Logarithms of 1, 2 and 5 times powers of ten within the range; of the powers alone where those are many.
+fn log_ticks((low, high): (f64, f64)) -> Vec<f64> {
+    let steps: &[f64] = if high - low > 4.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    (low.floor() as i64..=high.ceil() as i64)
+        .flat_map(|power| steps.iter().map(move |step| power as f64 + step.log10()))
+        .filter(|tick| (low - 1e-9..=high + 1e-9).contains(tick))
+        .collect()
+}
+
+/// The number with this logarithm, with k, M or G.
+fn power(place: f64) -> String {
+    let value = 10f64.powf(place);
+    let (value, unit) = match value {
+        v if v >= 0.999e9 => (v / 1e9, "G"),
+        v if v >= 0.999e6 => (v / 1e6, "M"),
+        v if v >= 0.999e3 => (v / 1e3, "k"),
+        v => (v, ""),
+    };
+    format!("{}{unit}", label((value * 1e4).round() / 1e4))
 }
 
 /// A tick's number without needless digits.
@@ -296,7 +394,8 @@ impl Canvas {
         );
     }
 
-    fn series(&mut self, series: &Series, scale: &Scale, colour: &str) {
+    fn series(&mut self, series: &Series, scale: &Scale, number: usize) {
+        let (colour, dashes) = (colour(number), dashes(number));
         let points: Vec<(f64, f64)> = series
             .points
             .iter()
@@ -306,8 +405,9 @@ impl Canvas {
         let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let _ = writeln!(
             self.out,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.4\" stroke-linejoin=\"round\" stroke-linecap=\"round\"/>",
-            path.join(" ")
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.4\" stroke-linejoin=\"round\" stroke-linecap=\"round\" stroke-dasharray=\"{}\"/>",
+            path.join(" "),
+            if dashes.is_empty() { "none" } else { dashes }
         );
         // Few points are shown as such: a line of one point would be invisible.
         if points.len() <= 60 {
@@ -356,6 +456,7 @@ mod tests {
         Plot {
             title: "murmur demo: 5 peers, <no> master".into(),
             subtitle: "30 rounds, 1,843,200 tokens".into(),
+            axis: Axis::Rounds,
             series: vec![
                 Series {
                     name: "training".into(),
@@ -429,6 +530,29 @@ mod tests {
             assert!(!plot.svg().contains("NaN"));
             assert!(plot.png().unwrap().starts_with(b"\x89PNG"));
         }
+    }
+
+    #[test]
+    fn many_lines_over_powers_of_ten_are_all_named_and_told_apart() {
+        let series = |i: i32| Series {
+            name: format!("arm {i}"),
+            points: (0..5)
+                .map(|p| (10f64.powi(p + 2), f64::from(9 - p) + 0.1 * f64::from(i)))
+                .collect(),
+        };
+        let plot = Plot {
+            axis: Axis::Logarithmic("bytes sent"),
+            series: (0..12).map(series).collect(),
+            marks: vec![],
+            ..plot()
+        };
+        let svg = plot.svg();
+        for word in [">100<", ">1k<", ">1M<", ">bytes sent<", ">arm 0<", ">arm 11<"] {
+            assert!(svg.contains(word), "{word} is missing");
+        }
+        assert_eq!(svg.matches("<polyline").count(), 12);
+        assert!(svg.contains("stroke-dasharray=\"7 4\""));
+        assert!(plot.png().unwrap().starts_with(b"\x89PNG"));
     }
 
     #[test]

@@ -343,3 +343,54 @@ fn the_benches_report_what_they_promise() {
     }
     assert!(row["bytes_per_param"].as_f64().unwrap() <= 0.0172, "{report}");
 }
+
+#[test]
+fn the_bench_of_algorithms_leaves_tables_and_plots_and_goes_on_where_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let text = home.path().join("text.txt");
+    let line = |i: u32| format!("Line {} of a poem that goes on and on, {}.\n", i, i * 37 % 101);
+    std::fs::write(&text, (0..3000).map(line).collect::<String>()).unwrap();
+    let (text, dir) = (text.to_string_lossy(), home.path().join("report"));
+    let bench = |arms: &str| {
+        let folder = dir.to_string_lossy();
+        let args = [
+            "bench",
+            "algorithms",
+            "--dir",
+            &folder,
+            "--text",
+            &text,
+            "--rounds",
+            "1",
+            "--arms",
+            arms,
+            "--json",
+        ];
+        murmur(home.path(), &args)
+    };
+    let report = json(&bench("int8"));
+    let run = &report["series"][0][0];
+    assert_eq!(run["task"]["kind"]["algorithm"], "diloco", "{report}");
+    assert!(run["points"][0]["loss"].as_f64().unwrap() < 6.0, "{report}");
+    let markdown = std::fs::read_to_string(dir.join("report.md")).unwrap();
+    assert!(markdown.contains("| diloco AdamW int8 | "), "{markdown}");
+    let csv = std::fs::read_to_string(dir.join("report.csv")).unwrap();
+    assert!(
+        csv.starts_with("model,workers,arm,") && csv.lines().count() > 1,
+        "{csv}"
+    );
+    for plot in ["bytes-1", "time-1-10-mbit", "time-1-100-mbit", "time-1-1000-mbit"] {
+        assert!(
+            dir.join(format!("{plot}.svg")).is_file() && dir.join(format!("{plot}.png")).is_file(),
+            "{plot}"
+        );
+    }
+    // What is there is not run again: even the seconds it took are the same.
+    assert_eq!(json(&bench("int8")), report);
+    let output = bench("no such arm");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && told.contains("sparse Muon reset k=64"),
+        "{told}"
+    );
+}

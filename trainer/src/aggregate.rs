@@ -114,6 +114,28 @@ pub fn check_bits(peers: usize, max_tokens: u64) -> Result<BitBudget, AggregateE
     })
 }
 
+/// How contributions are held to one another before they are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// Not at all: the plain weighted mean, which one liar can drive anywhere. For comparison.
+    Mean,
+    /// Norms are clipped to their median, as the module says.
+    #[default]
+    MedianNorm,
+}
+
+impl Rule {
+    /// Its name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "plain mean",
+            Self::MedianNorm => "median norm",
+        }
+    }
+}
+
 /// How one contribution was weighed, for logs and pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
@@ -191,10 +213,27 @@ pub fn aggregate_into<C: Codec, S: AsRef<[u8]> + Sync>(
     codec: &C,
     contributions: &[Weighted<'_, S>],
     threads: usize,
+    sums: Vec<i64>,
+) -> Result<Update, AggregateError> {
+    aggregate_by(codec, contributions, Rule::default(), threads, sums)
+}
+
+/// [`aggregate_into`] by another rule than the usual one.
+///
+/// # Errors
+/// As [`aggregate`].
+pub fn aggregate_by<C: Codec, S: AsRef<[u8]> + Sync>(
+    codec: &C,
+    contributions: &[Weighted<'_, S>],
+    rule: Rule,
+    threads: usize,
     mut sums: Vec<i64>,
 ) -> Result<Update, AggregateError> {
     let blocks = split_all(codec, contributions)?;
-    let shares = shares(codec, contributions, &blocks)?;
+    let mut shares = shares(codec, contributions, &blocks)?;
+    if rule != Rule::Mean {
+        clip_to_median(&mut shares);
+    }
     let factors: Vec<C::Factor> = shares
         .iter()
         .map(|share| codec.factor(share.clip, share.weight))
@@ -231,7 +270,7 @@ fn split_all<'a, C: Codec, S: AsRef<[u8]>>(
     contributions.iter().enumerate().map(split).collect()
 }
 
-/// Weights and clip factors, from tokens and norms alone.
+/// Weights, from tokens, and norms; nothing is clipped yet.
 fn shares<S: AsRef<[u8]>>(
     codec: &impl Codec,
     contributions: &[Weighted<'_, S>],
@@ -252,12 +291,16 @@ fn shares<S: AsRef<[u8]>>(
             clip: 1 << CLIP_BITS,
         });
     }
-    let median = median_norm(&shares);
+    Ok(shares)
+}
+
+/// Clips the norms above the median to it.
+fn clip_to_median(shares: &mut [Share]) {
+    let median = median_norm(shares);
     for share in shares.iter_mut().filter(|share| share.norm > median) {
         // Below 2^32, for the norm is larger than the median.
         share.clip = ((u128::from(median) << CLIP_BITS) / u128::from(share.norm)) as u64;
     }
-    Ok(shares)
 }
 
 /// The lower weighted median of the norms that are not zero and have a weight; zero if there is none, and then no norm that

@@ -3,12 +3,15 @@
 //!
 //! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`]
 //! (what that takes), [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`],
-//! [`checkpoint`] (files of ours and of others), [`generate`], [`eval`], [`choices`] (multiple choice), [`device`] (GPUs), [`replicas`] and
-//! [`collective`] (several devices of one peer), [`mod@bench`].
+//! [`arms`] (the ways of training together, behind one trait), [`checkpoint`] (files of ours and of others), [`generate`], [`eval`],
+//! [`choices`] (multiple choice), [`device`] (GPUs), [`replicas`] and [`collective`] (several devices of one peer), [`mod@bench`],
+//! [`bench_codec`], [`bench_algorithms`].
 
 pub mod aggregate;
 pub mod apply;
+pub mod arms;
 pub mod bench;
+pub mod bench_algorithms;
 pub mod bench_codec;
 pub mod checkpoint;
 pub mod choices;

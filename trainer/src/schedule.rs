@@ -42,7 +42,7 @@ pub fn learning_rate(training: &TrainingConfig, global_tokens: u64) -> f64 {
 
 /// `cos(pi x)` for x in `[0, 1]`, by the Taylor series of the sine about one half: `cos(pi x) = sin(pi (1/2 - x))`, with an argument of at
 /// most pi/2 in magnitude. Twelve terms leave less than 1e-15 of error.
-fn cos_pi(x: f64) -> f64 {
+pub(crate) fn cos_pi(x: f64) -> f64 {
     let angle = std::f64::consts::PI * (0.5 - x);
     let square = angle * angle;
     let mut term = angle;

@@ -17,6 +17,7 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Trainer(args) => trainer(&args),
         BenchCommand::Codec(args) => codec(&args),
         BenchCommand::Rounds(args) => super::bench_rounds::run(&args),
+        BenchCommand::Algorithms(args) => super::bench_algorithms::run(&args),
     }
 }
 

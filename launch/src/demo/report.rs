@@ -16,7 +16,7 @@ use crate::events::{self, Event, EventLog, Line};
 use crate::figures::{Caught, Figures, PeerFigures, proven};
 use crate::held_out::HeldOut;
 use crate::peer_dir::PeerDir;
-use crate::plot::{Mark, Plot, Series};
+use crate::plot::{Axis, Mark, Plot, Series};
 use crate::progress::Progress;
 use crate::units::{Bytes, thousands};
 
@@ -278,6 +278,7 @@ fn write_plot(folder: &Path, figures: &Figures, name: &str) -> Result<PathBuf> {
             thousands(figures.tokens()),
             figures.seconds
         ),
+        axis: Axis::Rounds,
         series,
         marks: marks(figures),
     };

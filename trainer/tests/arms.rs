@@ -1,0 +1,248 @@
+//! Every way of training together learns, is the same again when run again, and survives what it should.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use datasets::{Dataset, PrepareOptions, prepare};
+use trainer::aggregate::Rule;
+use trainer::bench_algorithms::{
+    Arm, Attack, Bench, Data, Kind, Plan, Preset, Progress, Report, Series, Setting, Task, Trouble, simulate,
+};
+use trainer::config::OptimizerKind;
+
+/// A language that can be learned in seconds: a few words in a fixed grammar.
+fn text(folder: &tempfile::TempDir) -> PathBuf {
+    let words = [
+        "light ", "over ", "the ", "slow ", "river ", "and ", "under ", "stones ",
+    ];
+    let mut state = 7u32;
+    let sentence = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        format!(
+            "{}{}{}\n",
+            words[(state >> 29) as usize],
+            words[2],
+            words[(state >> 26 & 7) as usize]
+        )
+    };
+    let path = folder.path().join("text.txt");
+    std::fs::write(&path, (0..6000).map(sentence).collect::<String>()).unwrap();
+    path
+}
+
+fn data(folder: &tempfile::TempDir) -> Data {
+    // libtorch's threads would wait for one another when many tests run at once.
+    trainer::local::set_threads(1);
+    let out = folder.path().join("data");
+    let options = PrepareOptions {
+        seq_len: 32,
+        held_out_permille: 50,
+        ..PrepareOptions::default()
+    };
+    let manifest = prepare(&[text(folder)], &out, &options).unwrap();
+    Data::new(Dataset::open(&out, &manifest.root()).unwrap(), 1, 20)
+}
+
+fn setting() -> Setting {
+    Setting {
+        model: "demo".to_owned(),
+        workers: 3,
+        inner_steps: 5,
+        batch_sequences: 2,
+        seq_len: 32,
+        rounds: 6,
+        precision: trainer::config::Precision::Fp32,
+        seed: 1,
+    }
+}
+
+fn task(kind: Kind, lr: f64, trouble: Trouble) -> Task {
+    Task {
+        setting: setting(),
+        arm: "arm".to_owned(),
+        kind,
+        lr,
+        trouble,
+    }
+}
+
+fn sparse() -> Kind {
+    Kind::Sparse {
+        optimizer: OptimizerKind::Muon,
+        carry: false,
+        accumulator: true,
+        k: 256,
+        beta: 0.95,
+        outer_rate: 2.0,
+    }
+}
+
+#[test]
+fn every_algorithm_learns_and_does_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(&folder);
+    let (muon, adamw) = (OptimizerKind::Muon, OptimizerKind::AdamW);
+    let carrying = Kind::Sparse {
+        optimizer: adamw,
+        carry: true,
+        accumulator: false,
+        k: 256,
+        beta: 0.95,
+        outer_rate: 2.0,
+    };
+    let kinds = [
+        (Kind::Ddp { optimizer: muon }, 4e-3, 4.0),
+        (
+            Kind::Diloco {
+                optimizer: adamw,
+                int8: false,
+            },
+            4e-3,
+            4.0,
+        ),
+        (
+            Kind::Diloco {
+                optimizer: adamw,
+                int8: true,
+            },
+            4e-3,
+            1.001,
+        ),
+        (Kind::Demo { k: 32 }, 1e-3, 0.02),
+        (sparse(), 4e-3, 0.08),
+        (carrying, 4e-3, 0.08),
+    ];
+    for (kind, lr, most_bytes) in kinds {
+        let task = task(kind, lr, Trouble::default());
+        let outcome = simulate(&task, &data, &|_| ()).unwrap();
+        assert!(outcome.loss() < 3.8, "{:?}: {}", task.kind, outcome.loss());
+        let bytes = outcome.contribution_bytes / outcome.params as f64;
+        assert!(bytes <= most_bytes * 1.01, "{:?}: {bytes}", task.kind);
+        let exchanges = outcome.points.last().unwrap().exchanges;
+        let steps = u64::from(task.kind.exchange_steps(5));
+        assert_eq!(exchanges * steps, 6 * 5, "{:?}", task.kind);
+        let again = simulate(&task, &data, &|_| ()).unwrap();
+        assert_eq!(again.points, outcome.points, "{:?}", task.kind);
+    }
+}
+
+#[test]
+fn missed_rounds_are_made_up_for_and_one_liar_is_held_to_the_median() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(&folder);
+    let run = |trouble| simulate(&task(sparse(), 4e-3, trouble), &data, &|_| ()).unwrap();
+    let calm = run(Trouble::default());
+    let missing = run(Trouble {
+        dropout_permille: 300,
+        ..Trouble::default()
+    });
+    let (last, calm_last) = (missing.points.last().unwrap(), calm.points.last().unwrap());
+    assert!(
+        last.exchanges > calm_last.exchanges && last.tokens >= calm_last.tokens,
+        "{last:?}"
+    );
+    assert!(missing.loss() < 3.8, "{}", missing.loss());
+    let lie = |rule| Trouble {
+        attackers: 1,
+        attack: Some(Attack::Thousandfold),
+        rule,
+        ..Trouble::default()
+    };
+    let (open, held) = (run(lie(Rule::Mean)), run(lie(Rule::MedianNorm)));
+    assert!(
+        open.diverged.is_some(),
+        "the plain mean goes where the liar wants: {}",
+        open.loss()
+    );
+    assert!(held.loss() < 4.5, "{}", held.loss());
+}
+
+#[test]
+fn a_bench_that_was_stopped_goes_on_with_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let setting = Setting { rounds: 2, ..setting() };
+    let arm = |name: &str, kind: Kind| Arm {
+        name: name.to_owned(),
+        kind,
+        lrs: vec![2e-3, 4e-3],
+    };
+    let series = Series {
+        setting,
+        arms: vec![
+            arm(
+                "ddp Muon",
+                Kind::Ddp {
+                    optimizer: OptimizerKind::Muon,
+                },
+            ),
+            arm("sparse", sparse()),
+        ],
+        troubles: vec![(
+            "sparse".to_owned(),
+            Trouble {
+                dropout_permille: 300,
+                ..Trouble::default()
+            },
+        )],
+    };
+    let bench = Bench {
+        plan: Plan { series: vec![series] },
+        data: data(&folder),
+        folder: folder.path().join("bench"),
+        jobs: 2,
+    };
+    let computed = Mutex::new(Vec::new());
+    let note = |news: Progress<'_>| {
+        if let Progress::Point(task, _) = news {
+            computed.lock().unwrap().push(task.arm.clone());
+        }
+    };
+    let outcomes = bench.run(&note).unwrap();
+    assert_eq!(outcomes[0].len(), 5);
+    let files: Vec<_> = std::fs::read_dir(bench.folder.join("runs"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
+    assert_eq!(files.len(), 5);
+    let one = files
+        .iter()
+        .find(|path| path.to_string_lossy().contains("ddp"))
+        .unwrap();
+    std::fs::write(one, "torn").unwrap();
+    computed.lock().unwrap().clear();
+    let again = bench.run(&note).unwrap();
+    let points = |outcomes: &[Vec<trainer::bench_algorithms::Outcome>]| {
+        outcomes[0].iter().map(|o| o.points.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(points(&again), points(&outcomes));
+    let computed = computed.lock().unwrap();
+    assert!(
+        !computed.is_empty() && computed.iter().all(|arm| arm == "ddp Muon"),
+        "{computed:?}"
+    );
+    let report = Report::new(&bench.plan.series[0], &again[0]);
+    let markdown = report.markdown();
+    assert!(
+        markdown.contains("| ddp Muon | ") && markdown.contains("30% of rounds missed"),
+        "{markdown}"
+    );
+    let points: usize = again[0].iter().map(|outcome| outcome.points.len()).sum();
+    assert_eq!(report.csv().lines().count(), 1 + points);
+    let [ddp, sparse] = report.best()[..] else {
+        panic!("two arms")
+    };
+    assert!(
+        report.seconds(ddp, 10.0) > 5.0 * report.seconds(sparse, 10.0),
+        "slow links are what sparse is for"
+    );
+}
+
+#[test]
+fn presets_try_as_many_learning_rates_for_every_arm() {
+    for preset in [Preset::Short, Preset::Long] {
+        for series in Plan::preset(preset).series {
+            assert!(series.arms.iter().all(|arm| arm.lrs.len() == series.arms[0].lrs.len()));
+        }
+    }
+}
