@@ -24,6 +24,8 @@
 //! | tokens near 2^64 | shifted into the bits that are free; others keep at least 1 |
 //! | bytes that do not decode | an error that names the contribution; no update |
 
+mod agreement;
+
 use std::ops::Range;
 
 use crate::compress::codec::CLIP_BITS;
@@ -123,6 +125,8 @@ pub enum Rule {
     /// Norms are clipped to their median, as the module says.
     #[default]
     MedianNorm,
+    /// The same, and contributions that point away from the rest do not count, see [`agreement`].
+    Agreement,
 }
 
 impl Rule {
@@ -132,6 +136,7 @@ impl Rule {
         match self {
             Self::Mean => "plain mean",
             Self::MedianNorm => "median norm",
+            Self::Agreement => "median norm and agreement",
         }
     }
 }
@@ -234,27 +239,41 @@ pub fn aggregate_by<C: Codec, S: AsRef<[u8]> + Sync>(
     if rule != Rule::Mean {
         clip_to_median(&mut shares);
     }
-    let factors: Vec<C::Factor> = shares
-        .iter()
-        .map(|share| codec.factor(share.clip, share.weight))
-        .collect();
-    resize(&mut sums, codec.params());
-    let mut rest = &mut sums[..];
-    let mut jobs = Vec::new();
-    for range in split(codec.blocks(), threads) {
-        let part;
-        (part, rest) = rest.split_at_mut(codec.blocks_params(range.clone()).len());
-        let (blocks, factors) = (&blocks, &factors);
-        jobs.push(move || add_blocks(codec, range, blocks, factors, part));
+    sum(codec, &blocks, &shares, threads, &mut sums)?;
+    if rule == Rule::Agreement && agreement::keep_agreeing(codec, &blocks, &mut shares, threads, &sums)? {
+        sum(codec, &blocks, &shares, threads, &mut sums)?;
     }
-    // Of several errors the one in the first range is told, whoever found it first.
-    run(jobs).into_iter().collect::<Result<(), _>>()?;
     let total_weight = shares.iter().map(|share| share.weight).sum();
     Ok(Update {
         sums,
         total_weight,
         shares,
     })
+}
+
+/// Sums all contributions by their shares, whatever `sums` held before.
+fn sum<C: Codec>(
+    codec: &C,
+    blocks: &[Vec<&[u8]>],
+    shares: &[Share],
+    threads: usize,
+    sums: &mut Vec<i64>,
+) -> Result<(), AggregateError> {
+    let factors: Vec<C::Factor> = shares
+        .iter()
+        .map(|share| codec.factor(share.clip, share.weight))
+        .collect();
+    resize(sums, codec.params());
+    let mut rest = &mut sums[..];
+    let mut jobs = Vec::new();
+    for range in split(codec.blocks(), threads) {
+        let part;
+        (part, rest) = rest.split_at_mut(codec.blocks_params(range.clone()).len());
+        let factors = &factors;
+        jobs.push(move || add_blocks(codec, range, blocks, factors, part));
+    }
+    // Of several errors the one in the first range is told, whoever found it first.
+    run(jobs).into_iter().collect()
 }
 
 /// The blocks of every contribution.

@@ -29,6 +29,17 @@ pub enum Attack {
 }
 
 impl Attack {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::SignFlip,
+        Self::Thousandfold,
+        Self::UniqueIndex,
+        Self::InnerProduct,
+        Self::Little,
+        Self::Mimic,
+        Self::LabelFlip,
+    ];
+
     /// Its name in tables.
     #[must_use]
     pub fn name(self) -> &'static str {

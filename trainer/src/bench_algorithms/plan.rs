@@ -233,10 +233,10 @@ impl Plan {
     #[must_use]
     pub fn preset(preset: Preset) -> Self {
         let series = match preset {
-            Preset::Short => vec![whole(setting("demo", 4, 24), &[2e-3, 4e-3])],
+            Preset::Short => vec![whole(setting("demo", 4, 24), &[2e-3, 4e-3], FEW_ATTACKS)],
             Preset::Long => vec![
-                whole(setting("demo", 8, 60), &[1e-3, 2e-3, 4e-3]),
-                whole(setting("demo", 4, 60), &[1e-3, 2e-3, 4e-3]),
+                whole(setting("demo", 8, 60), &[1e-3, 2e-3, 4e-3], &Attack::ALL),
+                whole(setting("demo", 4, 60), &[1e-3, 2e-3, 4e-3], &Attack::ALL),
                 few(setting("1m", 4, 60), &[1e-3, 2e-3]),
                 few(setting("5m", 4, 60), &[1e-3, 2e-3]),
                 few(setting("16m", 4, 60), &[5e-4, 1e-3]),
@@ -271,7 +271,7 @@ fn setting(model: &str, workers: usize, rounds: u64) -> Setting {
 }
 
 /// Every arm, every trouble.
-fn whole(setting: Setting, lrs: &[f64]) -> Series {
+fn whole(setting: Setting, lrs: &[f64], attacks: &[Attack]) -> Series {
     let (muon, adamw) = (OptimizerKind::Muon, OptimizerKind::AdamW);
     let arm = |name: &str, kind: Kind| Arm {
         name: name.to_owned(),
@@ -298,7 +298,7 @@ fn whole(setting: Setting, lrs: &[f64]) -> Series {
         arm("sparse Muon reset k=64, no accumulator", sparse(muon, false, false, 64)),
     ];
     Series {
-        troubles: troubles(setting.workers),
+        troubles: troubles(setting.workers, attacks),
         setting,
         arms,
     }
@@ -323,6 +323,9 @@ fn few(setting: Setting, lrs: &[f64]) -> Series {
     }
 }
 
+/// The attacks of the short preset.
+const FEW_ATTACKS: &[Attack] = &[Attack::SignFlip, Attack::Thousandfold, Attack::UniqueIndex];
+
 /// The arm that troubles are tried on.
 const PLAIN: &str = "sparse Muon reset k=64";
 
@@ -341,22 +344,30 @@ fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize) ->
     }
 }
 
-/// Absences, and each attack by a fifth of all, under the plain mean and under the usual rule.
-fn troubles(workers: usize) -> Vec<(String, Trouble)> {
+/// Absences; each attack by a fifth of all, under the median norm alone and with agreement, one under the plain mean, too; and agreement where
+/// all are honest.
+fn troubles(workers: usize, attacks: &[Attack]) -> Vec<(String, Trouble)> {
     let mut troubles = vec![Trouble {
         dropout_permille: 300,
         ..Trouble::default()
     }];
-    for attack in [Attack::SignFlip, Attack::Thousandfold, Attack::UniqueIndex] {
-        for rule in [Rule::Mean, Rule::default()] {
-            troubles.push(Trouble {
-                attackers: workers.div_ceil(4),
-                attack: Some(attack),
-                rule,
-                ..Trouble::default()
-            });
-        }
+    let mut against = |attack, rule| {
+        troubles.push(Trouble {
+            attackers: workers.div_ceil(4),
+            attack: Some(attack),
+            rule,
+            ..Trouble::default()
+        });
+    };
+    against(Attack::Thousandfold, Rule::Mean);
+    for attack in attacks {
+        against(*attack, Rule::MedianNorm);
+        against(*attack, Rule::Agreement);
     }
+    troubles.push(Trouble {
+        rule: Rule::Agreement,
+        ..Trouble::default()
+    });
     troubles
         .into_iter()
         .map(|trouble| (PLAIN.to_owned(), trouble))

@@ -124,7 +124,8 @@ impl<'a> Report<'a> {
                 outcome.task.setting.workers + trouble.attackers,
                 attack.name()
             ),
-            None => format!("{}% of rounds missed", trouble.dropout_permille / 10),
+            None if trouble.dropout_permille > 0 => format!("{}% of rounds missed", trouble.dropout_permille / 10),
+            None => "none".to_owned(),
         };
         let same = |other: &&&Outcome| other.task.arm == outcome.task.arm;
         let without = self.best().iter().find(same).map_or(f64::NAN, |best| best.loss());

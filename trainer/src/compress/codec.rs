@@ -79,7 +79,15 @@ pub trait Codec: Sync {
         factor: &Self::Factor,
         sums: &mut [i64],
     ) -> Result<(), DecodeError>;
+    /// The inner product of a block's values, in units of `2^-32`, with their parameters' sums, each divided by `2^`[`INNER_BITS`] and rounded down.
+    ///
+    /// # Errors
+    /// As [`Codec::check`].
+    fn inner(&self, reader: &mut Self::Reader, block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError>;
 }
+
+/// Bits that a sum loses before it is multiplied by a value: 38 are left, and fewer than 2^41 products below 2^74 stay below 2^115.
+pub const INNER_BITS: u32 = 24;
 
 /// What each scale code of one contribution adds to a sum.
 pub struct Table([i64; 256]);
@@ -163,6 +171,24 @@ impl Codec for SparseCodec {
                 sums[index] += (step ^ sign) - sign;
             });
         })
+    }
+
+    /// The signed sums of a chunk first, since they share a scale: at most 2^16 of 2^38 fit 64 bits.
+    fn inner(&self, reader: &mut BlockCoder, block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+        let geometry = self.geometry();
+        let first = geometry.blocks_params(block..block + 1).start;
+        let mut inner = 0;
+        reader.unpack(block, bytes, |chunk| {
+            let own = geometry.chunk_params(chunk.number);
+            let sums = &sums[own.start - first..own.end - first];
+            let mut along = 0;
+            chunk.for_each(|index, negative| {
+                let sum = sums[index] >> INNER_BITS;
+                along += if negative { -sum } else { sum };
+            });
+            inner += i128::from(along) * i128::from(SCALES[usize::from(chunk.code)]);
+        })?;
+        Ok(inner)
     }
 }
 
@@ -269,6 +295,14 @@ impl Codec for AnyCodec {
             }
             (Self::Dense(codec), _, AnyFactor::Dense(factor)) => codec.add(&mut (), block, bytes, factor, sums),
             _ => unreachable!("reader and factor come from the codec that reads"),
+        }
+    }
+
+    fn inner(&self, reader: &mut AnyReader, block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+        match (self, reader) {
+            (Self::Sparse(codec), AnyReader::Sparse(reader)) => codec.inner(reader, block, bytes, sums),
+            (Self::Dense(codec), _) => codec.inner(&mut (), block, bytes, sums),
+            _ => unreachable!("the reader comes from the codec that reads"),
         }
     }
 }

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use super::codec::{CLIP_BITS, Codec};
+use super::codec::{CLIP_BITS, Codec, INNER_BITS};
 use super::parallel::{run, split};
 use super::quantize::{FRACTION_BITS, VALUE_BITS};
 use super::{CodecError, DecodeError, Encoded};
@@ -219,5 +219,13 @@ impl Codec for DenseCodec {
         sums: &mut [i64],
     ) -> Result<(), DecodeError> {
         self.read(block, bytes, |place, _, units| sums[place] += factor.of(units))
+    }
+
+    fn inner(&self, (): &mut (), block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+        let mut inner = 0;
+        self.read(block, bytes, |place, _, units| {
+            inner += i128::from(units) * i128::from(sums[place] >> INNER_BITS);
+        })?;
+        Ok(inner)
     }
 }

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use super::codec::{CLIP_BITS, Codec};
+use super::codec::{CLIP_BITS, Codec, INNER_BITS};
 use super::parallel::{run, split};
 use super::quantize::FRACTION_BITS;
 use super::{CodecError, DecodeError, Encoded};
@@ -276,5 +276,13 @@ impl Codec for Int8Codec {
         sums: &mut [i64],
     ) -> Result<(), DecodeError> {
         self.read(block, bytes, |place, units| sums[place] += factor.of(units))
+    }
+
+    fn inner(&self, (): &mut (), block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+        let mut inner = 0;
+        self.read(block, bytes, |place, units| {
+            inner += i128::from(units) * i128::from(sums[place] >> INNER_BITS);
+        })?;
+        Ok(inner)
     }
 }
