@@ -452,6 +452,12 @@ pub struct BenchCodecArgs {
     /// Values kept per chunk of 4096.
     #[arg(long, default_value_t = 64)]
     pub k: usize,
+    /// Contributions of a round that is summed and applied.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub contributions: u16,
+    /// Also measure on a pseudo-gradient of a short training of the demo's model (half a minute).
+    #[arg(long)]
+    pub trained: bool,
     /// Threads to compute with [default: one, then all cores].
     #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
     pub threads: Option<usize>,

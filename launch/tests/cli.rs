@@ -337,11 +337,14 @@ fn the_benches_report_what_they_promise() {
         "entropy_bytes_per_param",
         "encode_gb_s",
         "decode_gb_s",
+        "decode_alone_gb_s",
         "reference_encode_gb_s",
     ] {
         assert!(row.contains_key(field), "{field}: {report}");
     }
     assert!(row["bytes_per_param"].as_f64().unwrap() <= 0.0172, "{report}");
+    assert_eq!(report["round"]["contributions"], 20, "{report}");
+    assert!(report["round"]["seconds"].as_f64().unwrap() > 0.0, "{report}");
 }
 
 #[test]

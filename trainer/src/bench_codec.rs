@@ -1,20 +1,31 @@
 //! Rows of `murmur bench codec`: how many bytes a parameter costs, against the entropy of what is sent, and how fast.
 //!
 //! Speeds are gigabytes of fp32 parameters a second, the best of several runs. The large buffers are those of the run before,
-//! as in a peer that goes on round after round. Decoding is measured as it is used: one contribution, strictly decoded and added to the integer sums.
+//! as in a peer that goes on round after round. Decoding is measured as it is used, strictly and into the integer sums: alone, where clearing
+//! the sums (8 bytes a parameter) takes most of the time, and as one of [`TOGETHER`] contributions of a round.
 
 use std::hint::black_box;
 use std::mem;
 use std::time::{Duration, Instant};
 
-use crate::aggregate::{AggregateError, Weighted, aggregate_into};
+use crate::aggregate::{AggregateError, Rule, Weighted, aggregate_by, aggregate_into};
+use crate::apply::{ApplyError, OuterRate, apply_with};
 use crate::compress::{CodecError, DecodeError, SparseCodec, reference};
 
 /// The reference is timed on at most this many parameters: it is slow.
 const REFERENCE_PARAMS: usize = 1 << 20;
 
+/// Parameters in a chunk.
+const CHUNK: usize = 4096;
+
+/// Decay of the accumulator.
+const BETA: f32 = 0.95;
+
 /// Each speed is measured for about this long, and at least three times.
 const MEASURE: Duration = Duration::from_millis(400);
+
+/// Contributions that are summed in one pass for [`Row::decode_gb_s`].
+const TOGETHER: usize = 8;
 
 /// One line of the report.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -35,10 +46,65 @@ pub struct Row {
     pub entropy_bytes_per_param: f64,
     /// Encoding, GB/s of fp32 parameters.
     pub encode_gb_s: f64,
-    /// Strict decoding and adding, GB/s of fp32 parameters covered.
+    /// Strict decoding and adding of one of eight contributions, GB/s of fp32 parameters covered by it.
     pub decode_gb_s: f64,
+    /// The same for one alone, clearing of the sums included.
+    pub decode_alone_gb_s: f64,
     /// Encoding by the plain reference on one thread, GB/s of fp32 parameters.
     pub reference_encode_gb_s: f64,
+}
+
+/// A round's contributions, summed and applied.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Round {
+    /// Contributions.
+    pub contributions: usize,
+    /// Parameters.
+    pub params: usize,
+    /// Values sent of each chunk of 4096.
+    pub k: usize,
+    /// Threads at work.
+    pub threads: usize,
+    /// Seconds from bytes to the new model, by the usual rule; the best of several.
+    pub seconds: f64,
+    /// The same by the rule of agreement.
+    pub agreement_seconds: f64,
+}
+
+/// Measures how soon a model of `params` parameters stands where `contributions` take it, from their bytes on.
+///
+/// # Errors
+/// Settings that the codec refuses.
+pub fn round(params: usize, k: usize, contributions: usize, threads: usize) -> Result<Round, BenchError> {
+    let codec = SparseCodec::new(params, CHUNK, k, BETA)?;
+    let mut theta = heavy_tailed(params, 1);
+    let shards = codec.encode_with(&vec![0.0; params], &theta, threads)?.shards;
+    let weighted = vec![
+        Weighted {
+            tokens: 1,
+            shards: &shards
+        };
+        contributions
+    ];
+    let rate = OuterRate::new(1.0)?;
+    let mut sums = Vec::new();
+    let mut seconds = |rule| -> Result<f64, BenchError> {
+        let time = best_time(|| -> Result<(), BenchError> {
+            let update = aggregate_by(&codec, &weighted, rule, threads, mem::take(&mut sums))?;
+            apply_with(&mut theta, &update, rate, threads)?;
+            sums = update.into_sums();
+            Ok(())
+        });
+        Ok(time?.as_secs_f64())
+    };
+    Ok(Round {
+        contributions,
+        params,
+        k,
+        threads,
+        seconds: seconds(Rule::MedianNorm)?,
+        agreement_seconds: seconds(Rule::Agreement)?,
+    })
 }
 
 /// Why there is no row.
@@ -53,6 +119,9 @@ pub enum BenchError {
     /// What was encoded cannot be summed: a bug.
     #[error("what was encoded cannot be summed: {0}")]
     Aggregate(#[from] AggregateError),
+    /// What was summed cannot be applied: a bug.
+    #[error("what was summed cannot be applied: {0}")]
+    Apply(#[from] ApplyError),
 }
 
 /// Measures one setting on heavy-tailed values made up from a seed.
@@ -60,44 +129,48 @@ pub enum BenchError {
 /// # Errors
 /// Settings that the codec refuses.
 pub fn synthetic_row(params: usize, k: usize, threads: usize) -> Result<Row, BenchError> {
-    row("synthetic", &heavy_tailed(params, 1), k, threads)
+    let delta = heavy_tailed(params, 1);
+    // The second round is measured: its accumulator is as full as any later one's is in kind.
+    let codec = SparseCodec::new(params, CHUNK, k, BETA)?;
+    let accumulator = codec.encode_with(&vec![0.0; params], &delta, threads)?.accumulator;
+    row("synthetic", &accumulator, &delta, k, threads)
 }
 
-/// Measures one setting on a pseudo-gradient of the caller's, one value a parameter.
+/// Measures one setting on a worker's accumulator and pseudo-gradient, one value a parameter each.
 ///
 /// # Errors
 /// Settings that the codec refuses, or values that are not finite.
-pub fn pseudo_gradient_row(delta: &[f32], k: usize, threads: usize) -> Result<Row, BenchError> {
-    row("pseudo-gradient", delta, k, threads)
+pub fn pseudo_gradient_row(accumulator: &[f32], delta: &[f32], k: usize, threads: usize) -> Result<Row, BenchError> {
+    row("pseudo-gradient", accumulator, delta, k, threads)
 }
 
-fn row(source: &'static str, delta: &[f32], k: usize, threads: usize) -> Result<Row, BenchError> {
+fn row(source: &'static str, accumulator: &[f32], delta: &[f32], k: usize, threads: usize) -> Result<Row, BenchError> {
     let params = delta.len();
-    let codec = SparseCodec::new(params, 4096, k, 0.95)?;
-    let zeros = vec![0.0; params];
-    // The second round is measured: its accumulator is as full as any later one's is in kind.
-    let accumulator = codec.encode_with(&zeros, delta, threads)?.accumulator;
-    let shards = codec.encode_with(&accumulator, delta, threads)?.shards;
+    let codec = SparseCodec::new(params, CHUNK, k, BETA)?;
+    let shards = codec.encode_with(accumulator, delta, threads)?.shards;
     let bytes: usize = shards.iter().map(Vec::len).sum();
     let entropy = codec.decode(&shards)?.entropy_bytes();
-    let contribution = [Weighted {
+    let contributions = [Weighted {
         tokens: 1,
         shards: &shards,
-    }];
+    }; TOGETHER];
     let mut buffer = Vec::new();
     let encode = best_time(|| -> Result<(), BenchError> {
         buffer = codec
-            .encode_into(&accumulator, delta, threads, mem::take(&mut buffer))?
+            .encode_into(accumulator, delta, threads, mem::take(&mut buffer))?
             .accumulator;
         Ok(())
     })?;
     let mut sums = Vec::new();
-    let decode = best_time(|| -> Result<(), BenchError> {
-        sums = aggregate_into(&codec, &contribution, threads, mem::take(&mut sums))?.into_sums();
-        Ok(())
-    })?;
+    let mut decode = |contributions: &[Weighted<'_, Vec<u8>>]| {
+        best_time(|| -> Result<(), BenchError> {
+            sums = aggregate_into(&codec, contributions, threads, mem::take(&mut sums))?.into_sums();
+            Ok(())
+        })
+    };
+    let (alone, together) = (decode(&contributions[..1])?, decode(&contributions)?);
     let some = params.min(REFERENCE_PARAMS);
-    let small = SparseCodec::new(some, 4096, k, 0.95)?;
+    let small = SparseCodec::new(some, CHUNK, k, BETA)?;
     let slow = best_time(|| -> Result<(), BenchError> {
         black_box(reference::encode(&small, &accumulator[..some], &delta[..some])?);
         Ok(())
@@ -111,7 +184,8 @@ fn row(source: &'static str, delta: &[f32], k: usize, threads: usize) -> Result<
         bytes_per_param: bytes as f64 / params as f64,
         entropy_bytes_per_param: entropy / params as f64,
         encode_gb_s: gb_per_second(params, encode),
-        decode_gb_s: gb_per_second(params, decode),
+        decode_gb_s: gb_per_second(TOGETHER * params, together),
+        decode_alone_gb_s: gb_per_second(params, alone),
         reference_encode_gb_s: gb_per_second(some, slow),
     })
 }

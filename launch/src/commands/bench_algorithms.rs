@@ -1,6 +1,6 @@
 //! `murmur bench algorithms`: runs the plan, then writes `report.md`, `report.csv` and plots of loss against bytes and modelled time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use datasets::{Dataset, TokenizerKind};
@@ -93,19 +93,17 @@ fn text(args: &BenchAlgorithmsArgs, plan: &Plan) -> Result<Data> {
         false => args.text.clone(),
     };
     std::fs::create_dir_all(&args.dir).map_err(|error| usage(format!("--dir {}: {error}", args.dir.display())))?;
-    let folder = args.dir.join("data");
-    let manifest = data::prepare(
-        &sources,
-        &folder,
-        TokenizerKind::Bytes,
-        setting.seq_len,
-        HELD_OUT_PERMILLE,
-    )?;
-    let set = Dataset::open(&folder, &manifest.root())?;
+    let set = text_set(&sources, &args.dir.join("data"), setting.seq_len)?;
     if set.held_out_sequences() == 0 {
         return Err(usage("the text is too short to hold any of it out; give more"));
     }
     Ok(Data::new(set, setting.seed, EVALUATED))
+}
+
+/// Text as a data set of bytes in `folder`, some of it held out.
+pub fn text_set(sources: &[PathBuf], folder: &Path, seq_len: usize) -> Result<Dataset> {
+    let manifest = data::prepare(sources, folder, TokenizerKind::Bytes, seq_len, HELD_OUT_PERMILLE)?;
+    Ok(Dataset::open(folder, &manifest.root())?)
 }
 
 fn tell(progress: &Progress, news: &News<'_>) {

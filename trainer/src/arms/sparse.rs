@@ -28,6 +28,14 @@ pub struct Own {
     inner: Option<Optimizer>,
 }
 
+impl Own {
+    /// What was not sent yet, one value a parameter.
+    #[must_use]
+    pub fn accumulator(&self) -> &[f32] {
+        &self.accumulator
+    }
+}
+
 impl Sparse {
     /// The arm for a model of `params` parameters.
     ///

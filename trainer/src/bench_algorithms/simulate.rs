@@ -137,7 +137,7 @@ pub fn simulate(task: &Task, data: &Data, note: &dyn Fn(Point)) -> Result<Outcom
 }
 
 /// A run in progress.
-struct Run<'a, A: Algorithm> {
+pub(super) struct Run<'a, A: Algorithm> {
     algorithm: &'a A,
     task: &'a Task,
     data: &'a Data,
@@ -176,6 +176,18 @@ impl<'a, A: Algorithm> Run<'a, A> {
             worked: Duration::ZERO,
             points: Vec::new(),
         }
+    }
+
+    /// A run from the seed's parameters.
+    pub(super) fn start(algorithm: &'a A, task: &'a Task, data: &'a Data, engine: Engine) -> Result<Self, ArmError> {
+        let model = task.setting.model().map_err(crate::local::LocalError::from)?;
+        let theta = init_flat(&model, task.setting.seed);
+        Ok(Self::new(algorithm, task, data, engine, theta))
+    }
+
+    /// So many exchanges and no evaluation.
+    pub(super) fn rounds(mut self, exchanges: u64) -> Result<(), ArmError> {
+        (0..exchanges).try_for_each(|_| self.exchange())
     }
 
     fn all(mut self, note: &dyn Fn(Point)) -> Result<Outcome, ArmError> {
