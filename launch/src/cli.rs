@@ -340,6 +340,58 @@ pub enum BenchCommand {
         after_help = "Examples:\n  murmur bench algorithms --dir report\n  murmur bench algorithms --preset long --dir report --model demo --arms sparse --arms ddp"
     )]
     Algorithms(BenchAlgorithmsArgs),
+    /// Peers average a vector over real connections, from ready to applied.
+    #[command(after_help = "Example:\n  murmur bench exchange --peers 4 --mib 64")]
+    Exchange(BenchExchangeArgs),
+    /// One peer of `bench exchange`.
+    #[command(hide = true)]
+    ExchangePeer(ExchangePeerArgs),
+}
+
+/// `murmur bench exchange`.
+#[derive(Debug, Args)]
+pub struct BenchExchangeArgs {
+    /// Peers, each a process of its own.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=64))]
+    pub peers: u16,
+    /// MiB of fp32 that each contributes to.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub mib: u16,
+    /// Values kept per chunk of 4096.
+    #[arg(long, default_value_t = 64)]
+    pub k: usize,
+    /// Send every value instead.
+    #[arg(long)]
+    pub dense: bool,
+    /// Rounds counted, after one that is not.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub rounds: u16,
+    /// Run peer N in the network namespace PREFIXN instead of on loopback; needs root.
+    #[arg(long, value_name = "PREFIX")]
+    pub netns: Option<String>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur bench exchange-peer`.
+#[derive(Debug, Args)]
+pub struct ExchangePeerArgs {
+    /// Which peer it is.
+    #[arg(long)]
+    pub number: u16,
+    /// MiB of fp32.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub mib: u16,
+    /// Values kept per chunk of 4096.
+    #[arg(long)]
+    pub k: usize,
+    /// Send every value instead.
+    #[arg(long)]
+    pub dense: bool,
+    /// Listen on every interface instead of loopback.
+    #[arg(long)]
+    pub everywhere: bool,
 }
 
 /// `murmur bench algorithms`.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_algorithms;
+mod bench_exchange;
 mod bench_rounds;
 pub mod data;
 mod eval;

@@ -397,3 +397,21 @@ fn the_bench_of_algorithms_leaves_tables_and_plots_and_goes_on_where_it_was() {
         "{told}"
     );
 }
+
+#[test]
+fn peers_exchange_over_real_connections_and_end_with_one_model() {
+    let home = tempfile::tempdir().unwrap();
+    for dense in [&[][..], &["--dense"]] {
+        let args = [
+            "bench", "exchange", "--peers", "3", "--mib", "1", "--rounds", "2", "--json",
+        ];
+        let report = json(&murmur(home.path(), &[&args[..], dense].concat()));
+        assert_eq!(report["n"], 3, "{report}");
+        let bytes = report["contribution_bytes"].as_u64().unwrap();
+        let most = if dense.is_empty() { 4500 } else { (1 << 20) + 4 };
+        assert!(bytes > 4000 && bytes <= most, "{report}");
+        assert!(report["s_median"].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let output = murmur(home.path(), &["bench", "exchange", "--k", "5000"]);
+    assert!(!output.status.success(), "k is at most the chunk");
+}

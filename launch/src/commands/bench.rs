@@ -26,6 +26,8 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Codec(args) => codec(&args),
         BenchCommand::Rounds(args) => super::bench_rounds::run(&args),
         BenchCommand::Algorithms(args) => super::bench_algorithms::run(&args),
+        BenchCommand::Exchange(args) => super::bench_exchange::run(&args),
+        BenchCommand::ExchangePeer(args) => super::bench_exchange::peer(&args),
     }
 }
 
