@@ -1,7 +1,7 @@
 //! [`Collective`] over NCCL, for the CUDA devices of one machine. The library is loaded at run time: a build with this feature starts
 //! without it, and says so when a group is asked for.
 //!
-//! **Not run yet**: the machines that Murmur was built on have no GPU. It compiles, and without NCCL it refuses; more is not known.
+//! Run with one rank on one H100 (NCCL 2.28). With several it has **not been run**: no machine with more than one GPU was at hand.
 
 use std::ffi::c_void;
 
