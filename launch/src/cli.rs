@@ -149,6 +149,15 @@ pub struct PeerOptions {
     /// Bytes on disk to use at most, such as 20G; what the run needs is kept regardless.
     #[arg(long, env = "MURMUR_MAX_DISK", value_name = "BYTES")]
     pub max_disk: Option<Bytes>,
+    /// Keep the model of every N rounds, as `export` writes it, in DIR/kept/round-… .
+    #[arg(long, env = "MURMUR_KEEP_EVERY", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep_every: Option<u64>,
+    /// Of those, the last N [default: all].
+    #[arg(long, env = "MURMUR_KEEP_LAST", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep_last: Option<u64>,
+    /// Keep the model with the lowest loss on held-out text, measured every five rounds, in DIR/kept/best.
+    #[arg(long, env = "MURMUR_KEEP_BEST", value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub keep_best: Option<bool>,
     /// Where your points are to be paid.
     #[arg(long, env = "MURMUR_PAYOUT_ADDRESS", value_name = "ADDRESS")]
     pub payout_address: Option<String>,
@@ -172,6 +181,9 @@ impl PeerOptions {
         lay(&self.max_upload, &mut file.max_upload);
         lay(&self.max_download, &mut file.max_download);
         lay(&self.max_disk, &mut file.max_disk);
+        lay(&self.keep_every, &mut file.keep_every);
+        lay(&self.keep_last, &mut file.keep_last);
+        lay(&self.keep_best, &mut file.keep_best);
         lay(&self.payout_address, &mut file.payout_address);
         file
     }

@@ -16,6 +16,7 @@ mod failure;
 mod figures;
 mod heal;
 mod held_out;
+mod keeper;
 mod kit;
 mod loaded;
 mod model_file;

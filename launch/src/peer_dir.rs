@@ -45,6 +45,15 @@ pub struct PeerFile {
     /// Bytes on disk, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_disk: Option<Bytes>,
+    /// The model of every so many rounds is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
+    /// Of those, so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_last: Option<u64>,
+    /// The best model is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_best: Option<bool>,
     /// Where tokens are to be paid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payout_address: Option<String>,

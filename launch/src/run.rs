@@ -25,11 +25,13 @@ use crate::cli::Cheat;
 use crate::device::{devices, threads};
 use crate::events::{Event, EventLog};
 use crate::held_out::HeldOut;
+use crate::keeper::{Keeper, Policy};
 use crate::kit::Kit;
 use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::reporter::Reporter;
-use crate::{disk, side, worker};
+use crate::side::{self, Backlog};
+use crate::{disk, worker};
 
 /// How far computing threads stand back (nice; 0 is usual, 19 the most): a third of a contended core instead of half.
 #[cfg(target_os = "linux")]
@@ -182,12 +184,16 @@ impl Computing {
     fn start(self, done: mpsc::Sender<Done>, evals: mpsc::Sender<(u64, HeldOut)>) -> Result<Threads> {
         let devices = devices(self.local.device.as_deref())?;
         let threads = threads(self.local.threads)?;
+        let keeping = Policy::of(&self.local);
+        let backlog = Backlog::default();
         let (work_sender, work) = std_mpsc::channel();
         let (side_sender, tasks) = std_mpsc::channel();
         let aside = side::Setup {
             kit: self.kit.clone(),
             device: devices[0],
             threads,
+            backlog: backlog.clone(),
+            keeper: Keeper::open(&self.dir, self.kit.clone(), keeping),
             done: done.clone(),
             evals,
         };
@@ -198,6 +204,8 @@ impl Computing {
             devices,
             threads,
             cheat: self.cheat,
+            keeping,
+            backlog,
             stop: self.stop,
             done,
             side: side_sender,
@@ -208,7 +216,7 @@ impl Computing {
         })?;
         let side = thread::Builder::new().name("side".into()).spawn(move || {
             give_way();
-            side::work(&aside, &tasks)
+            side::work(aside, &tasks)
         })?;
         Ok(Threads {
             work: work_sender,

@@ -2,6 +2,7 @@
 //! that a round never waits for either.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 
 use anyhow::Result;
@@ -15,6 +16,7 @@ use trainer::local::set_threads;
 use trainer::model::Model;
 
 use crate::held_out::{HeldOut, held_out};
+use crate::keeper::Keeper;
 use crate::kit::{Kit, batch_indices};
 
 /// Held-out sequences of one evaluation.
@@ -40,6 +42,34 @@ pub enum Task {
         /// The model.
         theta: Vec<f32>,
     },
+    /// Keep a model.
+    Keep {
+        /// The round it is the model of.
+        round: u64,
+        /// The model.
+        theta: Vec<f32>,
+    },
+}
+
+/// Whole models that wait for this thread. Each is as large as the model, so there are at most [`Backlog::MOST`].
+#[derive(Clone, Debug, Default)]
+pub struct Backlog(Arc<AtomicUsize>);
+
+impl Backlog {
+    /// One being worked on, one that waits.
+    const MOST: usize = 2;
+
+    /// Takes a place for another; `false` if there is none.
+    pub fn enter(&self) -> bool {
+        let entered = |waiting| (waiting < Self::MOST).then_some(waiting + 1);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, entered)
+            .is_ok()
+    }
+
+    fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the side thread is started with.
@@ -50,6 +80,10 @@ pub struct Setup {
     pub device: Device,
     /// With how many threads: the worker's, so that an honest replay has the same bits.
     pub threads: usize,
+    /// The models that wait.
+    pub backlog: Backlog,
+    /// Where models are kept.
+    pub keeper: Keeper,
     /// Verdicts.
     pub done: tokio::sync::mpsc::Sender<Done>,
     /// Evaluations: round and what was found.
@@ -60,15 +94,25 @@ pub struct Setup {
 ///
 /// # Errors
 /// The model does not fit the device.
-pub fn work(setup: &Setup, tasks: &Receiver<Task>) -> Result<()> {
+pub fn work(mut setup: Setup, tasks: &Receiver<Task>) -> Result<()> {
     set_threads(setup.threads);
     let mut model = Model::new(&setup.kit.model, setup.device)?;
     for task in tasks {
         match task {
-            Task::Evaluate { round, theta } => match held_out(&mut model, &theta, &setup.kit.data, EVALUATED) {
-                Ok(found) => drop(setup.evals.blocking_send((round, found))),
-                Err(error) => tracing::warn!(round, "no evaluation: {error:#}"),
-            },
+            Task::Evaluate { round, theta } => {
+                match held_out(&mut model, &theta, &setup.kit.data, EVALUATED) {
+                    Ok(found) => {
+                        told(setup.keeper.consider(round, found, &theta));
+                        let _ = setup.evals.blocking_send((round, found));
+                    }
+                    Err(error) => tracing::warn!(round, "no evaluation: {error:#}"),
+                }
+                setup.backlog.leave();
+            }
+            Task::Keep { round, theta } => {
+                told(setup.keeper.keep(round, &theta));
+                setup.backlog.leave();
+            }
             Task::Audit {
                 order,
                 source,
@@ -85,6 +129,13 @@ pub fn work(setup: &Setup, tasks: &Receiver<Task>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A model that could not be kept is no reason to stop training.
+fn told(kept: Result<()>) {
+    if let Err(error) = kept {
+        tracing::warn!("{error:#}");
+    }
 }
 
 /// Replays; `None` where the fault may be this peer's own or the network's: then nobody is accused.

@@ -23,10 +23,11 @@ use trainer::replicas::Replicas;
 use crate::accumulators::Accumulators;
 use crate::cheat::trained_on;
 use crate::cli::Cheat;
+use crate::keeper::Policy;
 use crate::kit::{Kit, batch_indices};
 use crate::model_file::{self, Stamp};
 use crate::peer_dir::PeerDir;
-use crate::side::Task;
+use crate::side::{Backlog, Task};
 
 /// Rounds between two evaluations; the members take turns.
 const EVAL_ROUNDS: u64 = 5;
@@ -49,6 +50,10 @@ pub struct Setup {
     pub threads: usize,
     /// How this peer cheats, in a demo that wants it caught.
     pub cheat: Option<Cheat>,
+    /// Which models are kept.
+    pub keeping: Policy,
+    /// The models that wait for the side thread.
+    pub backlog: Backlog,
     /// Work that is no longer wanted.
     pub stop: Stop,
     /// Answers.
@@ -201,6 +206,9 @@ impl Worker {
         let theta = std::mem::take(&mut self.theta);
         let held = self.hold(epoch, slot.branch, slot.round, theta);
         self.evaluate_in_turn(step);
+        if self.setup.keeping.wants(slot.round.0) {
+            self.aside(slot.round.0, |round, theta| Task::Keep { round, theta });
+        }
         let Done::Applied { model_root, .. } = held else {
             return Ok(held);
         };
@@ -223,7 +231,8 @@ impl Worker {
         Ok(path)
     }
 
-    /// Every few rounds one of those who contributed evaluates: whose turn it is follows from the round.
+    /// Every few rounds one of those who contributed evaluates: whose turn it is follows from the round. Whoever looks for the best model does it
+    /// each time.
     fn evaluate_in_turn(&self, step: &Step) {
         let record = &step.decided.record;
         let (round, members) = (record.slot.round.0, &record.contributions);
@@ -231,12 +240,22 @@ impl Worker {
             return;
         }
         let turn = (round / EVAL_ROUNDS) as usize % members.len();
-        if members[turn].member == self.setup.me {
-            let _ = self.setup.side.send(Task::Evaluate {
-                round,
-                theta: self.theta.clone(),
-            });
+        if members[turn].member == self.setup.me || self.setup.keeping.measures() {
+            self.aside(round, |round, theta| Task::Evaluate { round, theta });
         }
+    }
+
+    /// Gives the side thread a copy of the model, unless it is behind.
+    fn aside(&self, round: u64, task: impl FnOnce(u64, Vec<f32>) -> Task) {
+        if !self.setup.backlog.enter() {
+            tracing::warn!(
+                round,
+                "evaluating and keeping models takes longer than training them; left this one out"
+            );
+            return;
+        }
+        // If the side thread is gone, the process is ending.
+        let _ = self.setup.side.send(task(round, self.theta.clone()));
     }
 
     fn train(&mut self, id: u64, order: &TrainOrder, deadline: Instant) -> Done {

@@ -249,3 +249,39 @@ fn a_run_goes_on_from_a_model_and_a_joiner_fetches_it() {
     );
     assert!(before < 5.0, "that model has learnt something: {before}");
 }
+
+#[test]
+fn the_models_asked_for_are_kept_and_speak() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    let keep = ["--keep-every", "2", "--keep-last", "2", "--keep-best"];
+    let train = |rounds: &str| {
+        let peer = up(
+            home,
+            "peer",
+            &[&["train", "run.toml", "--rounds", rounds], &keep[..]].concat(),
+        );
+        let mut peer = peer;
+        assert_eq!(ends_within(&mut peer.0, 90), Some(0), "{}", said(home, "peer"));
+    };
+    train("11");
+    let kept = |name: &str| home.join("peer/kept").join(name);
+    let mut names: Vec<String> = fs::read_dir(kept(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["best", "round-10", "round-8"]);
+    let about: Value = serde_json::from_slice(&fs::read(kept("best/murmur.json")).unwrap()).unwrap();
+    assert!([5, 10].contains(&about["round"].as_u64().unwrap()), "{about}");
+    let best = kept("best");
+    let read = report(
+        home,
+        &["eval", "--model", best.to_str().unwrap(), "line 7: the quick brown fox"],
+    );
+    assert!(
+        read["loss"].as_f64().unwrap() > 0.0 && read["bits_per_byte"].as_f64().unwrap() > 0.0,
+        "{read}"
+    );
+}
