@@ -5,7 +5,8 @@
 //!
 //! - **A1** A height is a branch and a round. One runs at a time, from [`Agreement::start`] to [`Output::Decided`] or
 //!   [`Agreement::stop`]. Of the next height a bounded number of messages is kept; of all others none.
-//! - **A2** Only voters are heard, and a proposal only from the proposer of its view. Signatures are verified by the caller.
+//! - **A2** Only voters are heard, and a proposal only from the proposer of its view. Signatures are verified by the caller. A prevote
+//!   with this peer's key that it did not sign is another process's, and counts in polkas as any double vote does.
 //! - **A3** A proposal carries its record. This peer prevotes it only after [`Agreement::valid`] has said that R11 holds; until then
 //!   it is silent, and prevotes nil at the timeout of the view.
 //! - **A4** Whatever the engine must not forget comes out as [`Output::Persist`], before the [`Output::Publish`] that follows from
@@ -201,8 +202,8 @@ impl Agreement {
         })
     }
 
-    /// A message whose signature is verified. Those that are no proposal or vote, of another run or height, of somebody without a
-    /// vote, or of this peer itself change nothing (A1, A2).
+    /// A message whose signature is verified. Those that are no proposal or vote, of another run or height, or of somebody without a
+    /// vote change nothing, and of this peer's own key only prevotes count (A1, A2).
     pub fn message(&mut self, now: Micros, message: &Signed) -> Vec<Output> {
         let Some(part) = Part::of(&message.body) else {
             return Vec::new();
@@ -211,10 +212,11 @@ impl Agreement {
             return Vec::new();
         };
         let slot = message.body.slot();
-        if slot.run != self.run || message.signer == self.keys.id() || voters.weight_of(&message.signer) == 0 {
+        if slot.run != self.run || voters.weight_of(&message.signer) == 0 {
             return Vec::new();
         }
-        if Height::of(&slot) == height.next() {
+        let own = message.signer == self.keys.id();
+        if Height::of(&slot) == height.next() && !own {
             self.keep_early(part, message);
             return Vec::new();
         }
@@ -222,6 +224,8 @@ impl Agreement {
             return Vec::new();
         }
         self.act(now, |running| match &message.body {
+            Body::Vote(vote) if own => running.own_vote(vote, message.signature),
+            _ if own => {}
             Body::Proposal(proposal) => running.proposal(message.signer, proposal, message.signature),
             Body::Vote(vote) => running.vote(message.signer, vote, message.signature),
             _ => {}

@@ -375,7 +375,7 @@ impl State {
     fn message(&mut self, now: Micros, from: PeerId, message: &Signed) {
         let (signer, slot) = (message.signer, message.body.slot());
         if signer == self.keys.id() {
-            return self.own(message);
+            return self.own(now, message);
         }
         if slot.run != self.chain.agreed.run {
             return self.reject(signer, message.body.name(), "for another run".into());

@@ -2,7 +2,7 @@
 //!
 //! - *Polkas in spite of double votes.* The engine counts the first vote of each voter. A liar who prevotes a record towards some
 //!   and nil towards others could so lock some peers on a record whose polka the others never see, for good. Here both of its votes
-//!   are kept, and the polka is handed over as a whole.
+//!   are kept, and the polka is handed over as a whole. So are those of another process with this peer's own key.
 //! - *Voters far ahead.* The engine drops votes of more than ten views ahead. A peer that slept through more would never learn that
 //!   the others are there. Here the latest such vote of each voter is kept; more than 1/3 of the weight in one view is proof enough.
 

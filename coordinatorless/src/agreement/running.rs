@@ -148,6 +148,15 @@ impl Running {
         }
     }
 
+    /// A vote with this peer's own key: an echo, or said by another process that has the key. The engine knows what this one signed;
+    /// but the others may be locked by a polka that the other process's prevote is part of, and follow nobody who can't see it.
+    pub(super) fn own_vote(&mut self, vote: &Vote, signature: Signature) {
+        let reach = view_of(self.engine.round()).saturating_add(LOOKAHEAD);
+        if vote.kind == VoteKind::Prevote && vote.slot.view <= reach {
+            self.count_prevote(self.host.keys.id(), vote, signature);
+        }
+    }
+
     /// Hands over a polka that the engine could not see for double votes.
     fn count_prevote(&mut self, signer: PeerId, vote: &Vote, signature: Signature) {
         let Host {

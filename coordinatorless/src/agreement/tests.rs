@@ -271,6 +271,29 @@ fn a_double_voter_cannot_hide_a_polka() {
 }
 
 #[test]
+fn a_prevote_of_another_process_with_this_key_completes_a_polka() {
+    let (mut agreement, me, proposer, [a, _]) = listener();
+    let hash = record(1, proposer).hash();
+    agreement.message(1, &proposal(proposer, 0, &record(1, proposer)));
+    let timer = AgreementTimer {
+        branch: 0,
+        round: Round(1),
+        kind: 0,
+        view: 0,
+    };
+    let said = votes(&agreement.timeout(30 * SECOND, timer));
+    assert_eq!((said[0].kind, said[0].record), (VoteKind::Prevote, None));
+    agreement.valid(31 * SECOND, hash);
+    for voter in [me, a] {
+        let outputs = agreement.message(31 * SECOND, &vote(voter, 0, VoteKind::Prevote, Some(hash)));
+        assert!(votes(&outputs).is_empty());
+    }
+    let outputs = agreement.message(31 * SECOND, &vote(proposer, 0, VoteKind::Prevote, Some(hash)));
+    let said = votes(&outputs);
+    assert_eq!((said[0].kind, said[0].record), (VoteKind::Precommit, Some(hash)));
+}
+
+#[test]
 fn two_proposals_in_one_view_are_told() {
     let (mut agreement, _, proposer, [a, _]) = listener();
     agreement.message(1, &proposal(proposer, 0, &record(1, proposer)));

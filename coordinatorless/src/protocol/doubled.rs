@@ -9,6 +9,8 @@
 //!   peer that had a higher one sends the higher one back. It bears the peer's own signature, so it needs nobody's word for it, and
 //!   nobody else can make one.
 //! - A peer that sees a number of its own that it never came to signs nothing from then on.
+//! - What the other process prevoted counts here as it does with everyone else: a polka that only its vote completes may have locked
+//!   others, and without this peer they may be too few to decide.
 //!
 //! Until the first word comes back the two may vote apart. Then the key is barred, as it has to be: nobody can tell this from a lie.
 
@@ -40,9 +42,13 @@ impl State {
     }
 
     /// A message with this peer's own signature: an echo, or not this process's.
-    pub(super) fn own(&mut self, message: &Signed) {
-        if let Body::Have(have) = &message.body {
-            self.doubled |= have.slot.run == self.chain.agreed.run && have.sequence > self.sequence;
+    pub(super) fn own(&mut self, now: Micros, message: &Signed) {
+        match &message.body {
+            Body::Have(have) => {
+                self.doubled |= have.slot.run == self.chain.agreed.run && have.sequence > self.sequence;
+            }
+            Body::Vote(vote) if (vote.slot.branch, vote.slot.round) == self.height() => self.ballot(now, message),
+            _ => {}
         }
     }
 

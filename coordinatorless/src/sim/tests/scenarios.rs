@@ -139,6 +139,7 @@ fn what_failed_once_does_not_fail_again() {
         include_str!("../../../scenarios/regressions/heard_on_another_branch.toml"),
         include_str!("../../../scenarios/regressions/withheld_from_those_who_came_back.toml"),
         include_str!("../../../scenarios/regressions/silent_with_the_better_branch.toml"),
+        include_str!("../../../scenarios/regressions/locked_by_the_other_process.toml"),
     ] {
         holds(Scenario::from_toml(text).unwrap());
     }
