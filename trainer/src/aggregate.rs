@@ -125,7 +125,7 @@ pub enum Rule {
     /// Norms are clipped to their median, as the module says.
     #[default]
     MedianNorm,
-    /// The same, and contributions that point away from the rest do not count, see [`agreement`].
+    /// The same, and contributions that point away from the rest do not count, see `aggregate::agreement`.
     Agreement,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Workers take their turns on this machine, but all that would travel is really encoded, decoded strictly and summed by [`crate::aggregate`]; bytes
 //! are those of the blobs. In reading order: [`plan`] (what is compared), [`simulate`](mod@simulate) (one run), [`attack`] (what liars
-//! send), [`bench`] (all runs of a plan, side by side, each kept in a file so that a bench that was stopped goes on), [`report`] (tables),
+//! send), [`mod@bench`] (all runs of a plan, side by side, each kept in a file so that a bench that was stopped goes on), [`report`] (tables),
 //! [`capture`](mod@capture) (what a worker encodes, for the bench of the codec).
 //!
 //! Runs compare at equal tokens: a worker that misses a round leaves its batches to later rounds, and liars' tokens do not count.

@@ -2,7 +2,7 @@
 //!
 //! Speeds are gigabytes of fp32 parameters a second, the best of several runs. The large buffers are those of the run before,
 //! as in a peer that goes on round after round. Decoding is measured as it is used, strictly and into the integer sums: alone, where clearing
-//! the sums (8 bytes a parameter) takes most of the time, and as one of [`TOGETHER`] contributions of a round.
+//! the sums (8 bytes a parameter) takes most of the time, and as one of `TOGETHER` contributions of a round.
 
 use std::hint::black_box;
 use std::mem;

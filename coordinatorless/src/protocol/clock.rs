@@ -3,7 +3,7 @@
 //! The core wants a clock that never goes back and that runs at about the right rate; machines have others. A process is stopped for a
 //! minute, a virtual machine sleeps for a night or moves to a host with another clock, somebody sets the time. After such a leap
 //! every deadline would be over and everyone would seem to have been silent for hours, although nobody had a chance to be heard;
-//! after a step back every timer would be hours away. So time passes by small steps only: a longer one counts as [`LEAP`], and a step
+//! after a step back every timer would be hours away. So time passes by small steps only: a longer one counts as `LEAP`, and a step
 //! back as none. Who drives the core reads the machine's clock through this.
 
 use super::{BEAT, Micros};
