@@ -52,6 +52,7 @@ pub mod reference;
 pub(crate) mod select;
 mod shard;
 mod sparse;
+pub mod whole;
 
 pub use accumulator::{ACCUMULATOR_LEAF, accumulator_root, accumulator_zero_root};
 pub use codec::{AnyCodec, Codec};

@@ -214,7 +214,7 @@ pub enum AnyFactor {
     /// Of a sparse contribution.
     Sparse(Box<Table>),
     /// Of a dense one.
-    Dense(super::dense::Factor),
+    Dense(super::whole::Factor),
 }
 
 /// Calls a method of whichever codec it is.

@@ -15,9 +15,9 @@
 
 use std::ops::Range;
 
-use super::codec::{CLIP_BITS, Codec, INNER_BITS};
-use super::parallel::{run, split};
-use super::quantize::{FRACTION_BITS, VALUE_BITS};
+use super::codec::{Codec, INNER_BITS};
+use super::quantize::VALUE_BITS;
+use super::whole::{Factor, ONE, after_header, check_count, checked_params, encode_shards};
 use super::{CodecError, DecodeError, Encoded};
 
 /// Parameters in a block, the unit that threads share out: 1 MiB.
@@ -28,8 +28,6 @@ const SHARD_BLOCKS: usize = 3;
 const VALUE: usize = 4;
 /// Version, quantiser, two zeros.
 const HEADER: [u8; 4] = [1, 2, 0, 0];
-/// One in units of the sums.
-const ONE: f64 = (1u64 << FRACTION_BITS) as f64;
 /// The largest magnitude, in units: the largest `f32` below 16.
 const LARGEST: f64 = ((1u64 << VALUE_BITS) - (1 << (VALUE_BITS - 24))) as f64;
 
@@ -39,32 +37,15 @@ pub struct DenseCodec {
     params: usize,
 }
 
-/// What a dense contribution's values are multiplied by: clip and weight.
-#[derive(Clone, Copy, Debug)]
-pub struct Factor {
-    clip: u64,
-    weight: u64,
-}
-
-impl Factor {
-    /// `floor(|units| * clip * weight / 2^32)` with the sign of `units`.
-    fn of(self, units: i64) -> i64 {
-        let factor = u128::from(self.clip) * u128::from(self.weight);
-        let magnitude = ((u128::from(units.unsigned_abs()) * factor) >> CLIP_BITS) as i64;
-        if units < 0 { -magnitude } else { magnitude }
-    }
-}
-
 impl DenseCodec {
     /// A codec for `params` parameters.
     ///
     /// # Errors
     /// None, or more than 2^40.
     pub fn new(params: usize) -> Result<Self, CodecError> {
-        if params == 0 || params as u64 > 1 << 40 {
-            return Err(CodecError::Params { found: params });
-        }
-        Ok(Self { params })
+        Ok(Self {
+            params: checked_params(params)?,
+        })
     }
 
     fn shards(self) -> usize {
@@ -126,25 +107,8 @@ impl Codec for DenseCodec {
 
     /// The accumulator is not read, and the new one is zero.
     fn encode_with(&self, _accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError> {
-        let (expected, found) = (self.params, delta.len());
-        if expected != found {
-            let what = "the pseudo-gradient";
-            return Err(CodecError::Length { what, expected, found });
-        }
-        let some = |shards: Range<usize>| {
-            shards
-                .map(|shard| self.encode_shard(shard, delta))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let jobs = split(self.shards(), threads)
-            .map(|shards| move || some(shards))
-            .collect();
-        let mut shards = Vec::with_capacity(self.shards());
-        for part in run(jobs) {
-            shards.extend(part?);
-        }
-        let accumulator = vec![0.0; self.params];
-        Ok(Encoded { shards, accumulator })
+        let encode = |shard| self.encode_shard(shard, delta);
+        encode_shards(self.params, delta, self.shards(), threads, encode)
     }
 
     fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError> {
@@ -171,24 +135,12 @@ impl Codec for DenseCodec {
     }
 
     fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError> {
-        let (expected, found) = (self.shards(), shards.len());
-        if expected != found {
-            return Err(DecodeError::ShardCount { expected, found });
-        }
+        check_count(self.shards(), shards.len())?;
         let mut blocks = Vec::with_capacity(self.blocks());
         for (shard, bytes) in shards.iter().enumerate() {
-            let bytes = bytes.as_ref();
             let expected = HEADER.len() + VALUE * self.shard_params(shard).len();
-            let begin = &bytes[..HEADER.len().min(bytes.len())];
-            if begin != HEADER {
-                let (expected, found) = (HEADER, begin.to_vec());
-                return Err(DecodeError::Header { shard, expected, found });
-            }
-            if bytes.len() != expected {
-                let (expected, found) = (expected as u64, bytes.len());
-                return Err(DecodeError::ShardLength { shard, expected, found });
-            }
-            blocks.extend(bytes[HEADER.len()..].chunks(VALUE * BLOCK));
+            let values = after_header(shard, bytes.as_ref(), HEADER, expected)?;
+            blocks.extend(values.chunks(VALUE * BLOCK));
         }
         Ok(blocks)
     }

@@ -15,9 +15,8 @@
 
 use std::ops::Range;
 
-use super::codec::{CLIP_BITS, Codec, INNER_BITS};
-use super::parallel::{run, split};
-use super::quantize::FRACTION_BITS;
+use super::codec::{Codec, INNER_BITS};
+use super::whole::{Factor, ONE, after_header, check_count, checked_params, encode_shards};
 use super::{CodecError, DecodeError, Encoded};
 
 /// Parameters that share a scale.
@@ -34,29 +33,11 @@ const HEADER: [u8; 4] = [1, 3, 0, 0];
 const LAST_CODE: u8 = 29;
 /// Most steps either way.
 const MOST: f64 = 127.0;
-/// One in units of the sums.
-const ONE: f64 = (1u64 << FRACTION_BITS) as f64;
 
 /// Encodes and decodes contributions of every value in eight bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Int8Codec {
     params: usize,
-}
-
-/// What a contribution's values are multiplied by: clip and weight.
-#[derive(Clone, Copy, Debug)]
-pub struct Factor {
-    clip: u64,
-    weight: u64,
-}
-
-impl Factor {
-    /// `floor(|units| * clip * weight / 2^32)` with the sign of `units`.
-    fn of(self, units: i64) -> i64 {
-        let factor = u128::from(self.clip) * u128::from(self.weight);
-        let magnitude = ((u128::from(units.unsigned_abs()) * factor) >> CLIP_BITS) as i64;
-        if units < 0 { -magnitude } else { magnitude }
-    }
 }
 
 impl Int8Codec {
@@ -65,10 +46,9 @@ impl Int8Codec {
     /// # Errors
     /// None, or more than 2^40.
     pub fn new(params: usize) -> Result<Self, CodecError> {
-        if params == 0 || params as u64 > 1 << 40 {
-            return Err(CodecError::Params { found: params });
-        }
-        Ok(Self { params })
+        Ok(Self {
+            params: checked_params(params)?,
+        })
     }
 
     fn shards(self) -> usize {
@@ -177,25 +157,8 @@ impl Codec for Int8Codec {
 
     /// The accumulator is not read, and the new one is zero.
     fn encode_with(&self, _accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError> {
-        let (expected, found) = (self.params, delta.len());
-        if expected != found {
-            let what = "the pseudo-gradient";
-            return Err(CodecError::Length { what, expected, found });
-        }
-        let some = |shards: Range<usize>| {
-            shards
-                .map(|shard| self.encode_shard(shard, delta))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let jobs = split(self.shards(), threads)
-            .map(|shards| move || some(shards))
-            .collect();
-        let mut shards = Vec::with_capacity(self.shards());
-        for part in run(jobs) {
-            shards.extend(part?);
-        }
-        let accumulator = vec![0.0; self.params];
-        Ok(Encoded { shards, accumulator })
+        let encode = |shard| self.encode_shard(shard, delta);
+        encode_shards(self.params, delta, self.shards(), threads, encode)
     }
 
     fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError> {
@@ -222,25 +185,12 @@ impl Codec for Int8Codec {
     }
 
     fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError> {
-        let (expected, found) = (self.shards(), shards.len());
-        if expected != found {
-            return Err(DecodeError::ShardCount { expected, found });
-        }
+        check_count(self.shards(), shards.len())?;
         let mut blocks = Vec::with_capacity(self.blocks());
         for (shard, bytes) in shards.iter().enumerate() {
-            let bytes = bytes.as_ref();
-            let begin = &bytes[..HEADER.len().min(bytes.len())];
-            if begin != HEADER {
-                let (expected, found) = (HEADER, begin.to_vec());
-                return Err(DecodeError::Header { shard, expected, found });
-            }
             let own = self.shard_blocks(shard);
-            let expected = (HEADER.len() + self.bytes(own.clone())) as u64;
-            if bytes.len() as u64 != expected {
-                let found = bytes.len();
-                return Err(DecodeError::ShardLength { shard, expected, found });
-            }
-            let mut rest = &bytes[HEADER.len()..];
+            let expected = HEADER.len() + self.bytes(own.clone());
+            let mut rest = after_header(shard, bytes.as_ref(), HEADER, expected)?;
             for block in own {
                 let part;
                 (part, rest) = rest.split_at(self.bytes(block..block + 1));
