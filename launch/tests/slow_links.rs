@@ -6,12 +6,10 @@
 
 mod common;
 
-use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::netns::ip;
+use common::netns::{Namespaces, ip};
 use common::{Running, decided, events, leave, said};
 use serde_json::Value;
 
@@ -35,137 +33,76 @@ snapshot_rounds = 4
 /// How long one is cut off: QUIC gives a silent connection up after 30 s at most.
 const CUT: Duration = Duration::from_secs(45);
 
-/// A switch in a namespace of its own, and namespaces on it; all of them go when the test does.
+/// Hosts on one switch, each behind a slow line; all of it goes when the test does.
 struct Lan {
-    switch: String,
-    hosts: Vec<String>,
+    names: Namespaces,
+    hosts: usize,
 }
+
+/// The switch.
+const SWITCH: &str = "s";
 
 impl Lan {
     fn new(hosts: usize) -> Self {
-        let name = format!("mm{}", std::process::id());
-        let switch = format!("{name}s");
-        let lan = Self {
-            hosts: (0..hosts).map(|i| format!("{name}h{i}")).collect(),
-            switch,
-        };
-        let switch = &lan.switch;
-        ip(&format!("netns add {switch}"));
-        ip(&format!("-n {switch} link add br0 type bridge"));
-        ip(&format!("-n {switch} link set br0 up"));
-        for (i, host) in lan.hosts.iter().enumerate() {
-            ip(&format!("netns add {host}"));
-            ip(&format!("-n {host} link set lo up"));
-            ip(&format!(
-                "-n {host} link add eth0 type veth peer name port{i} netns {switch}"
-            ));
-            ip(&format!("-n {host} addr add 10.77.0.{}/24 dev eth0", i + 1));
-            ip(&format!("-n {host} link set eth0 up"));
-            ip(&format!("-n {switch} link set port{i} master br0"));
-            ip(&format!("-n {switch} link set port{i} up"));
-            for (at, dev) in [(host, "eth0".to_owned()), (switch, format!("port{i}"))] {
-                let line = format!("netns exec {at} tc qdisc add dev {dev} root tbf rate 20mbit burst 16kb limit 48kb");
-                ip(&line);
+        let mut names = Namespaces::new("l");
+        names.add_switch(SWITCH);
+        for i in 0..hosts {
+            let host = name(i);
+            names.add(&host);
+            names.plug(&host, "eth0", &format!("{}/24", address(i)), SWITCH);
+            for (at, dev) in [(host.as_str(), "eth0"), (SWITCH, host.as_str())] {
+                let at = names.of(at);
+                ip(&format!(
+                    "netns exec {at} tc qdisc add dev {dev} root tbf rate 20mbit burst 16kb limit 48kb"
+                ));
             }
         }
-        lan
+        Self { names, hosts }
     }
 
     /// Plugs a host's cable in, or pulls it.
     fn plug(&self, host: usize, state: &str) {
-        ip(&format!("-n {} link set port{host} {state}", self.switch));
+        ip(&format!("-n {} link set {} {state}", self.names.of(SWITCH), name(host)));
     }
 
     /// From now on every host loses one packet in fifty that comes in; `false` where there is no nftables to do it.
     fn lose(&self) -> bool {
-        let chain = [
-            "add",
-            "chain",
-            "inet",
-            "loss",
-            "in",
-            "{ type filter hook input priority 0 ; }",
-        ];
-        let rule = "add rule inet loss in ip protocol udp numgen random mod 50 < 1 drop";
-        let table = "add table inet loss";
-        self.hosts.iter().all(|host| {
-            [
-                table.split(' ').collect(),
-                chain.to_vec(),
-                rule.split(' ').collect::<Vec<_>>(),
-            ]
-            .iter()
-            .all(|args| {
-                let nft = Command::new("ip")
-                    .args(["netns", "exec", host, "nft"])
-                    .args(args)
-                    .stderr(Stdio::null())
-                    .status();
-                nft.is_ok_and(|status| status.success())
-            })
-        })
+        let script = "nft add table inet loss && \
+            nft 'add chain inet loss in { type filter hook input priority 0 ; }' && \
+            nft add rule inet loss in ip protocol udp numgen random mod 50 '<' 1 drop";
+        (0..self.hosts).all(|host| self.names.sh(&name(host), script).0)
     }
 
     /// Packets that the queues dropped so far.
     fn dropped(&self) -> u64 {
-        let drops = |i: usize| {
-            let args = [
-                "netns",
-                "exec",
-                &self.switch,
-                "tc",
-                "-s",
-                "qdisc",
-                "show",
-                "dev",
-                &format!("port{i}"),
-            ];
-            let output = Command::new("ip").args(args).output().unwrap();
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let drops = |host: usize| {
+            let (_, text) = self.names.sh(SWITCH, &format!("tc -s qdisc show dev {}", name(host)));
             let count = text.split("dropped ").nth(1).and_then(|rest| rest.split(',').next());
             count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0)
         };
-        (0..self.hosts.len()).map(drops).sum()
+        (0..self.hosts).map(drops).sum()
     }
 
     fn start(&self, home: &Path, host: usize, args: &[&str]) -> Running {
-        let name = name(host);
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(home.join(format!("{name}.log")))
-            .unwrap();
-        let bind = format!("10.77.0.{}:0", host + 1);
-        let child = Command::new("ip")
-            .args(["netns", "exec", &self.hosts[host], env!("CARGO_BIN_EXE_murmur")])
-            .args(args)
-            .args([
-                "--dir",
-                &name,
-                "--bind",
-                &bind,
-                "--relay",
-                "none",
-                "--threads",
-                "1",
-                "--device",
-                "cpu",
-            ])
-            .current_dir(home)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
-        Running(child.unwrap())
+        let (name, bind) = (name(host), format!("{}:0", address(host)));
+        let own = [
+            "--dir",
+            &name,
+            "--bind",
+            &bind,
+            "--relay",
+            "none",
+            "--threads",
+            "1",
+            "--device",
+            "cpu",
+        ];
+        self.names.murmur(home, &name, &[args, &own].concat())
     }
 }
 
-impl Drop for Lan {
-    fn drop(&mut self) {
-        for name in self.hosts.iter().chain([&self.switch]) {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
-    }
+fn address(host: usize) -> String {
+    format!("10.77.0.{}", host + 1)
 }
 
 fn name(host: usize) -> String {
