@@ -16,7 +16,8 @@
 
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{Commit, Hash};
-use trainer::compress::{ACCUMULATOR_LEAF, AnyCodec, Codec, DecodeError};
+use trainer::arms::Algorithm;
+use trainer::compress::{ACCUMULATOR_LEAF, AnyCodec, Codec, CodecError, DecodeError};
 use trainer::config::TrainingConfig;
 use trainer::local::{LocalError, LocalRound, RoundInputs, local_round};
 use trainer::model::Model;
@@ -30,9 +31,9 @@ pub struct Audit<'a> {
     pub model: &'a mut Model,
     /// The run's training.
     pub training: &'a TrainingConfig,
-    /// The run's codec.
-    pub codec: &'a AnyCodec,
-    /// The agreed model before the audited round, flat.
+    /// The run's way of training together.
+    pub algorithm: &'a dyn Algorithm,
+    /// The agreed parameters before the audited round, flat.
     pub theta: &'a [f32],
     /// The work as it was assigned, and the commit.
     pub order: &'a AuditOrder,
@@ -96,6 +97,9 @@ pub enum ReplayError {
         /// Parameters found.
         found: usize,
     },
+    /// What was replayed cannot be encoded.
+    #[error("replay: {0}")]
+    Codec(#[from] CodecError),
     /// The data could not be had.
     #[error("no batch for step {step} of the {claimed} that the commit claims")]
     MissingBatch {
@@ -127,6 +131,7 @@ impl ReplayError {
             Self::Opening(OpeningError::Root { .. })
             | Self::Shard { .. }
             | Self::Decode(_)
+            | Self::Codec(_)
             | Self::Params { .. }
             | Self::MissingBatch { .. }
             | Self::Local(_)
@@ -140,7 +145,8 @@ impl ReplayError {
 /// # Errors
 /// See [`ReplayError`]. All bytes are checked before anything is trained.
 pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
-    let Audit { codec, theta, .. } = audit;
+    let Audit { algorithm, theta, .. } = audit;
+    let codec = algorithm.codec();
     let commit = &audit.order.contribution.commit;
     let models = [
         ("the agreed model", theta.len()),
@@ -163,7 +169,9 @@ pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
         after,
         sent: &sent,
     };
-    if round.trace_root == commit.trace_root.0 && claim.is_reproduced(codec, audit.shards, &round.delta) {
+    let trace_root = round.trace_root;
+    let vector = algorithm.vector(round.delta);
+    if trace_root == commit.trace_root.0 && claim.is_reproduced(codec, audit.shards, &vector) {
         return Ok(Replay {
             distance: 0.0,
             norm_ratio: 1.0,
@@ -172,7 +180,7 @@ pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
             steps,
         });
     }
-    let (distance, selection_ok) = claim.compare(codec, &round.delta, theta);
+    let (distance, selection_ok) = claim.compare(codec, &rounded(codec, vector)?, theta);
     Ok(Replay {
         distance: distance.relative,
         norm_ratio: distance.norm_ratio,
@@ -210,6 +218,14 @@ fn check_shards(commit: &Commit, shards: &[&[u8]]) -> Result<(), ReplayError> {
         return Err(ReplayError::Shard { shard });
     }
     Ok(())
+}
+
+/// What the codec leaves of a vector by itself. Eight bits round every value and keep nothing of what they lose; the others keep it, or lose nothing.
+fn rounded(codec: &AnyCodec, vector: Vec<f32>) -> Result<Vec<f32>, ReplayError> {
+    match codec {
+        AnyCodec::Int8(codec) => Ok(codec.to_dense(&codec.encode(&[], &vector)?.shards)?),
+        AnyCodec::Sparse(_) | AnyCodec::Dense(_) => Ok(vector),
+    }
 }
 
 /// The member's round again, with exactly `steps` steps, however long it takes.
@@ -278,7 +294,7 @@ impl Claim<'_> {
         // A dense codec reads no accumulator and leaves zeros: all that it took in, it sent.
         let (chunk, beta) = match codec {
             AnyCodec::Sparse(codec) => (codec.chunk(), codec.beta()),
-            AnyCodec::Dense(_) => (ACCUMULATOR_LEAF, 0.0),
+            AnyCodec::Dense(_) | AnyCodec::Int8(_) => (ACCUMULATOR_LEAF, 0.0),
         };
         let chunks = self.sent.chunks(chunk);
         for (sent, (delta, theta)) in chunks.zip(delta.chunks(chunk).zip(theta.chunks(chunk))) {
@@ -293,7 +309,7 @@ impl Claim<'_> {
             sums.add(&claim, delta, theta);
             selection_ok &= match codec {
                 AnyCodec::Sparse(codec) => selection.follows(&kept, sent, codec.k()),
-                AnyCodec::Dense(_) => kept.iter().all(|kept| *kept == 0.0),
+                AnyCodec::Dense(_) | AnyCodec::Int8(_) => kept.iter().all(|kept| *kept == 0.0),
             };
         }
         (sums.distance(), selection_ok)

@@ -8,6 +8,7 @@ use gradient_verify::{
     Audit, Replay, ReplayError, accumulator_bytes, explain, judge, malformed, replay, unanswered, verdict,
 };
 use tch::Device;
+use trainer::arms::Rounds;
 use trainer::compress::{self, AnyCodec, Codec, DenseCodec, SparseCodec};
 use trainer::config::{ModelConfig, TrainingConfig};
 use trainer::local::{LocalRound, RoundInputs, local_round, set_threads};
@@ -160,7 +161,7 @@ impl Case {
         replay(Audit {
             model: &mut Model::new(&tiny(), Device::Cpu).unwrap(),
             training: &training(),
-            codec: &self.codec,
+            algorithm: &Rounds::new(self.codec.clone(), 2.0, 0.0).unwrap(),
             theta: &self.theta,
             order: &self.order,
             batches,

@@ -224,12 +224,40 @@ pub struct DemoArgs {
     /// Let one peer cheat: skip trains on half of its batches and claims all.
     #[arg(long, value_enum, value_name = "KIND")]
     pub cheat: Option<Cheat>,
+    /// The way of training together: few values every round, or all of them, or single gradients.
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub algorithm: Option<Algorithm>,
     /// Change a value of the run, as in `murmur new`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
     /// The report as one JSON object on stdout; progress goes to stderr.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The ways of training together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Algorithm {
+    /// Inner steps, then the largest values of what they found.
+    Sparse,
+    /// Inner steps, every value, momentum outside.
+    Diloco,
+    /// One gradient a round, a few coefficients of it.
+    Demo,
+    /// One gradient a round, whole.
+    Ddp,
+}
+
+impl Algorithm {
+    /// What it sets in a run.
+    pub fn sets(self) -> &'static [&'static str] {
+        match self {
+            Self::Sparse => &["training.algorithm=sparse"],
+            Self::Diloco => &["training.algorithm=diloco"],
+            Self::Demo => &["training.algorithm=demo", "training.max_inner_steps=1"],
+            Self::Ddp => &["training.algorithm=ddp", "training.max_inner_steps=1"],
+        }
+    }
 }
 
 /// Whom the demo kills.
@@ -412,6 +440,9 @@ pub struct BenchAlgorithmsArgs {
     /// A quarter of an hour on two idle cores, or some hours.
     #[arg(long, value_enum, default_value_t = BenchPreset::Short)]
     pub preset: BenchPreset,
+    /// Series of your own instead, as the bench writes them to plan.toml in its folder.
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    pub plan: Option<PathBuf>,
     /// Folder of the results; a bench that was stopped goes on there.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,

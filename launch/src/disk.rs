@@ -4,9 +4,10 @@
 use anyhow::Result;
 use coordinatorless::config::RunConfig;
 use datasets::Manifest;
+use trainer::arms::agreed_layout;
 
 use crate::failure::usage;
-use crate::run_file::trainer_of;
+use crate::run_file::{algorithm, trainer_of};
 use crate::start_model;
 use crate::units::Bytes;
 use crate::worker::kept_accumulators;
@@ -16,14 +17,17 @@ const MODELS: u64 = 3;
 
 /// Bytes that a peer of this run keeps for certain: its data, its models, its accumulators. Contributions come on top.
 fn least(config: &RunConfig, data: &Manifest) -> Result<u64> {
-    let parameters = trainer_of(config)?.0.param_count() as u64;
+    let (model, training) = trainer_of(config)?;
+    let agreed = agreed_layout(&model, algorithm(&model, &training)?.as_ref()).total as u64;
+    let kept = (model.param_count() + training.carried(&model)) as u64;
     let tokens = data
         .shards
         .iter()
         .fold(0, |sum: u64, shard| sum.saturating_add(shard.tokens));
     let start = u64::from(start_model::root_of(config)?.is_some());
-    let copies = (MODELS + start).saturating_add(kept_accumulators(config) as u64);
-    let floats = parameters.saturating_mul(4).saturating_mul(copies);
+    let models = agreed.saturating_mul(4).saturating_mul(MODELS + start);
+    let accumulators = kept.saturating_mul(4).saturating_mul(kept_accumulators(config) as u64);
+    let floats = models.saturating_add(accumulators);
     Ok(tokens.saturating_mul(data.token_bytes as u64).saturating_add(floats))
 }
 

@@ -7,16 +7,16 @@ use coordinatorless::types::{BatchIndex, DataRange, Hash};
 use datasets::{Dataset, Order};
 use std::path::PathBuf;
 use std::sync::Arc;
-use trainer::aggregate::{Weighted, aggregate_with};
-use trainer::apply::{OuterRate, apply_with};
+use trainer::aggregate::{Weighted, aggregate_by};
+use trainer::arms::{Algorithm, agreed_layout};
 use trainer::checkpoint;
-use trainer::compress::{AnyCodec, Codec};
+use trainer::compress::Codec;
 use trainer::config::{ModelConfig, TrainingConfig};
 use trainer::model::{Layout, init_flat};
 
 use crate::failure::usage;
 use crate::peer_dir::PeerDir;
-use crate::run_file::{codec, trainer_of};
+use crate::run_file::{algorithm, trainer_of};
 use crate::start_model;
 
 /// A run's parts. Everything in it follows from the agreed configuration and the data that it names.
@@ -27,15 +27,16 @@ pub struct Kit {
     pub model: ModelConfig,
     /// How it is trained.
     pub training: TrainingConfig,
-    /// Where each tensor lies.
+    /// Where each of the model's tensors lies.
     pub layout: Layout,
-    /// How contributions are encoded.
-    pub codec: AnyCodec,
+    /// The way of training together.
+    pub algorithm: Box<dyn Algorithm>,
+    /// The agreed state: the model's tensors, then those that the algorithm keeps beside them.
+    pub agreed: Layout,
     /// The text as tokens.
     pub data: Dataset,
     /// The file and the root of the model that the run starts from, where it is not a random one.
     pub start: Option<(PathBuf, Hash)>,
-    rate: OuterRate,
     order: Order,
     threads: usize,
 }
@@ -57,11 +58,12 @@ impl Kit {
         }
         let order = Order::new(blake3::derive_key("murmur/v1/data-order", &config.id().0), found);
         let start = start_model::root_of(&config)?.map(|root| (dir.start_model(), root));
+        let algorithm = algorithm(&model, &training)?;
         Ok(Self {
             start,
             layout: Layout::new(&model),
-            codec: codec(&model, &training)?,
-            rate: OuterRate::new(training.outer_rate).map_err(usage)?,
+            agreed: agreed_layout(&model, algorithm.as_ref()),
+            algorithm,
             config,
             model,
             training,
@@ -88,22 +90,29 @@ impl Kit {
         (0..n).map(move |i| self.order.at(index.wrapping_mul(n).wrapping_add(i)))
     }
 
-    /// The model before round 1.
+    /// The parameters within an agreed state.
+    pub fn parameters<'a>(&self, agreed: &'a [f32]) -> &'a [f32] {
+        &agreed[..self.layout.total]
+    }
+
+    /// The agreed state before round 1.
     ///
     /// # Errors
     /// The run starts from a model whose file is absent or was changed.
     pub fn genesis(&self) -> Result<Vec<f32>> {
-        match &self.start {
-            Some((path, root)) => start_model::load(path, &self.layout, *root),
-            None => Ok(init_flat(&self.model, self.training.init_seed)),
-        }
+        let mut agreed = match &self.start {
+            Some((path, root)) => start_model::load(path, &self.layout, *root)?,
+            None => init_flat(&self.model, self.training.init_seed),
+        };
+        agreed.resize(self.agreed.total, 0.0);
+        Ok(agreed)
     }
 
     /// Applies one decided record's contributions; the same bits on every replica.
     ///
     /// # Errors
     /// A contribution that does not decode: then more than a third of the weight lied, or this build differs from theirs.
-    pub fn apply(&self, theta: &mut [f32], step: &Step) -> Result<()> {
+    pub fn apply(&self, agreed: &mut [f32], step: &Step) -> Result<()> {
         let record = &step.decided.record;
         let told = || format!("round {} cannot be applied", record.slot.round);
         let pairs = record.contributions.iter().zip(&step.shards);
@@ -113,22 +122,28 @@ impl Kit {
                 shards: shards.as_slice(),
             })
             .collect();
-        let update = aggregate_with(&self.codec, &contributions, self.threads).with_context(told)?;
-        apply_with(theta, &update, self.rate, self.threads).with_context(told)
+        let tokens = contributions
+            .iter()
+            .fold(0u64, |sum, one| sum.saturating_add(one.tokens));
+        let (codec, rule) = (self.algorithm.codec(), self.training.rule);
+        let update = aggregate_by(codec, &contributions, rule, self.threads, Vec::new()).with_context(told)?;
+        self.algorithm
+            .advance(agreed, &update, tokens, self.threads)
+            .with_context(told)
     }
 
-    /// The model that a snapshot and the records since give.
+    /// The agreed state that a snapshot and the records since give.
     ///
     /// # Errors
     /// Bytes that are no snapshot of this model, or a contribution that does not decode.
     pub fn rebuild(&self, source: &ModelSource) -> Result<Vec<f32>> {
-        let mut theta = match &source.snapshot {
-            Some(bytes) => checkpoint::from_safetensors(&self.layout, bytes).context("the snapshot cannot be read")?,
+        let mut agreed = match &source.snapshot {
+            Some(bytes) => checkpoint::from_safetensors(&self.agreed, bytes).context("the snapshot cannot be read")?,
             None => self.genesis()?,
         };
         // R14: the record after a model certifies its root. Whatever the disk or a peer gave, nothing is built on another one.
         if let Some(step) = source.steps.first() {
-            let (found, expected) = (self.root(&theta), step.decided.record.model_root);
+            let (found, expected) = (self.root(&agreed), step.decided.record.model_root);
             if found != expected {
                 bail!(
                     "the model after round {} is not the one that was agreed: expected {expected}, found {found}; a snapshot was changed, or this build differs from the others'",
@@ -137,19 +152,19 @@ impl Kit {
             }
         }
         for step in &source.steps {
-            self.apply(&mut theta, step)?;
+            self.apply(&mut agreed, step)?;
         }
-        Ok(theta)
+        Ok(agreed)
     }
 
-    /// The root of a model.
-    pub fn root(&self, theta: &[f32]) -> Hash {
-        Hash(checkpoint::model_root(&self.layout, theta))
+    /// The root of an agreed state.
+    pub fn root(&self, agreed: &[f32]) -> Hash {
+        Hash(checkpoint::model_root(&self.agreed, agreed))
     }
 
     /// The strict decoder of contributions, for the protocol.
     pub fn check(&self) -> Check {
-        let codec = self.codec.clone();
+        let codec = self.algorithm.codec().clone();
         Arc::new(move |_, shards| codec.check(shards).map_err(|error| error.to_string()))
     }
 }

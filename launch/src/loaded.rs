@@ -5,16 +5,16 @@ use std::path::Path;
 use anyhow::Result;
 use coordinatorless::config::RunConfig;
 use datasets::TokenizerKind;
+use trainer::arms::agreed_layout;
 use trainer::checkpoint::gguf::Gguf;
 use trainer::checkpoint::{ImportError, Imported, import_folder, import_gguf};
 use trainer::config::ModelConfig;
-use trainer::model::Layout;
 
 use crate::cli::ModelArgs;
 use crate::failure::usage;
 use crate::model_file::{self, Stamp};
 use crate::peer_dir::PeerDir;
-use crate::run_file::trainer_of;
+use crate::run_file::{algorithm, trainer_of};
 use crate::vocabulary::Vocabulary;
 
 /// A model with its vocabulary.
@@ -56,8 +56,10 @@ impl Loaded {
     /// There is none yet (exit code 2), or it is damaged.
     pub fn of_dir(dir: &PeerDir) -> Result<Self> {
         let run = dir.run_config()?;
-        let (config, _) = trainer_of(&run)?;
-        let (theta, stamp) = model_file::load(dir, &Layout::new(&config))?;
+        let (config, training) = trainer_of(&run)?;
+        let layout = agreed_layout(&config, algorithm(&config, &training)?.as_ref());
+        let (mut theta, stamp) = model_file::load(dir, &layout)?;
+        theta.truncate(config.param_count());
         Ok(Self {
             config,
             theta,

@@ -114,7 +114,7 @@ pub async fn run(start: Start) -> Result<()> {
             run: Arc::new(config),
             secret: keys.secret(),
             payout_address: local.payout_address.unwrap_or_default(),
-            accumulator_bytes: 4 * kit.codec.params() as u64,
+            accumulator_bytes: 4 * kit.algorithm.codec().params() as u64,
             shared_files: shared_files(&dir, &kit),
             last_round: last_round.map(Round),
             // The reporter tells, once, when the disk's limit is passed; nothing could be dropped for it.

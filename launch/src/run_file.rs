@@ -12,8 +12,9 @@ use coordinatorless::types::Hash;
 use datasets::TokenizerKind;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use trainer::compress::{AnyCodec, Codec, DenseCodec, SparseCodec, accumulator_zero_root};
-use trainer::config::{InnerState, ModelConfig, Precision, TrainingConfig};
+use trainer::arms::{self, Algorithm};
+use trainer::compress::{Codec, accumulator_zero_root};
+use trainer::config::{InnerState, ModelConfig, OptimizerKind, Precision, TrainingConfig, Way};
 use trainer::memory::Need;
 
 use crate::failure::usage;
@@ -133,7 +134,7 @@ impl RunPlan {
         for set in sets {
             lay_over(&mut table, set)?;
         }
-        rate_of_dense(&mut table);
+        defaults_of_the_way(&mut table);
         let file: RunFile = Value::Table(table).try_into().map_err(|error| usage(plain(&error)))?;
         Self::from_file(file, folder)
     }
@@ -288,6 +289,7 @@ pub fn trainer_of(config: &RunConfig) -> Result<(ModelConfig, TrainingConfig)> {
         )));
     }
     must_be_auditable(&training, config.verification.audit_permille)?;
+    must_be_exact(&training)?;
     Ok((model, training))
 }
 
@@ -297,6 +299,16 @@ fn must_be_auditable(training: &TrainingConfig, audit_permille: u32) -> Result<(
         return Err(usage(format!(
             "training.optimizer.state is \"carry\" and verification.audit_permille {audit_permille}, expected 0: an audit cannot replay a round that began with a peer's own moments. Write audit_permille = 0 under [verification] where you trust all peers, or state = \"reset\""
         )));
+    }
+    Ok(())
+}
+
+/// Replicas of `ddp` take the optimizer's step each for itself, so it must have the same bits on all machines.
+fn must_be_exact(training: &TrainingConfig) -> Result<()> {
+    if training.algorithm == Way::Ddp && training.optimizer.kind != OptimizerKind::AdamW {
+        return Err(usage(
+            "training.optimizer.kind: with training.algorithm = \"ddp\" it must be \"adamw\", whose steps have the same bits on every machine; leave it out",
+        ));
     }
     Ok(())
 }
@@ -337,14 +349,63 @@ fn lay_over(table: &mut Table, set: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where every value is sent there is nothing for an outer rate to make up for: it is 1 unless it is given.
-fn rate_of_dense(table: &mut Table) {
+/// What follows from the way of training unless it is given: its codec, its steps, and the outer rate and momentum that its authors found best.
+/// Where every value is sent without momentum there is nothing for an outer rate to make up for: it is 1.
+fn defaults_of_the_way(table: &mut Table) {
     let Some(training) = table.get_mut("training").and_then(Value::as_table_mut) else {
         return;
     };
-    let compression = training.get("compression").and_then(|it| it.get("algorithm"));
-    if compression.and_then(Value::as_str) == Some("dense") {
-        training.entry("outer_rate").or_insert(Value::Float(1.0));
+    let way = training
+        .get("algorithm")
+        .and_then(Value::as_str)
+        .unwrap_or("sparse")
+        .to_owned();
+    let (whole, fixed): (bool, &[(&str, &str, Value)]) = match way.as_str() {
+        "diloco" => (
+            true,
+            &[
+                ("", "outer_rate", Value::Float(0.7)),
+                ("", "outer_momentum", Value::Float(0.9)),
+            ],
+        ),
+        "demo" => (
+            false,
+            &[
+                ("", "max_inner_steps", Value::Integer(1)),
+                ("compression", "k", Value::Integer(32)),
+                ("compression", "beta", Value::Float(0.999)),
+                ("optimizer", "lr", Value::Float(1e-3)),
+            ],
+        ),
+        "ddp" => (true, &[("", "max_inner_steps", Value::Integer(1))]),
+        _ => (false, &[]),
+    };
+    if whole {
+        default(training, "compression", "algorithm", Value::String("dense".to_owned()));
+    }
+    if way == "ddp" {
+        default(training, "optimizer", "kind", Value::String("adamw".to_owned()));
+    }
+    for (inside, key, value) in fixed {
+        default(training, inside, key, value.clone());
+    }
+    let codec = training.get("compression").and_then(|it| it.get("algorithm"));
+    if matches!(codec.and_then(Value::as_str), Some("dense" | "int8")) {
+        default(training, "", "outer_rate", Value::Float(1.0));
+    }
+}
+
+/// Lays `value` under `inside.key`, or `key` where `inside` is empty, unless something is there.
+fn default(table: &mut Table, inside: &str, key: &str, value: Value) {
+    let table = match inside {
+        "" => Some(table),
+        inside => table
+            .entry(inside)
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut(),
+    };
+    if let Some(table) = table {
+        table.entry(key).or_insert(value);
     }
 }
 
@@ -458,10 +519,8 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
         "accumulator_zero".to_owned(),
         Value::String(Hash(accumulator_zero_root(kept)).to_string()),
     );
-    let codec = codec(model, training)?;
-    storage
-        .entry("max_contribution_bytes")
-        .or_insert(integer(codec.max_total_bytes()));
+    let longest = algorithm(model, training)?.codec().max_total_bytes();
+    storage.entry("max_contribution_bytes").or_insert(integer(longest));
     let tables = [
         ("timing", timing),
         ("membership", membership),
@@ -472,6 +531,7 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     let table = Table::from_iter(tables.map(|(name, table)| (name.to_owned(), Value::Table(table))));
     let shared: Shared = table.try_into().map_err(|error| usage(plain(&error)))?;
     must_be_auditable(training, shared.verification.audit_permille)?;
+    must_be_exact(training)?;
     let (quota, steps) = (shared.membership.max_quota, u64::from(training.max_inner_steps));
     if quota > steps {
         return Err(usage(format!(
@@ -481,19 +541,14 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     Ok(shared)
 }
 
-/// The codec of a run.
+/// The way in which a run trains together.
 ///
 /// # Errors
-/// Compression settings that it refuses (exit code 2).
-pub fn codec(model: &ModelConfig, training: &TrainingConfig) -> Result<AnyCodec> {
-    let (c, params) = (&training.compression, model.param_count());
-    let codec = match c.algorithm.as_str() {
-        "dense" => DenseCodec::new(params).map(AnyCodec::Dense),
-        _ => SparseCodec::new(params, c.chunk, c.k, c.beta as f32).map(AnyCodec::Sparse),
-    };
-    codec.map_err(|error| {
+/// Settings that it refuses (exit code 2).
+pub fn algorithm(model: &ModelConfig, training: &TrainingConfig) -> Result<Box<dyn Algorithm>> {
+    arms::algorithm(model, training).map_err(|error| {
         usage(format!(
-            "[training.compression]: {error}; leave it out for the defaults"
+            "[training]: {error}; leave [training.compression] and outer_rate out for the defaults"
         ))
     })
 }
@@ -588,6 +643,53 @@ mod tests {
         let given = parse("[training]\nouter_rate = 0.5", &[dense]).unwrap();
         assert_eq!(given.training.outer_rate, 0.5);
         assert_eq!(parse("", &[]).unwrap().training.outer_rate, 2.0);
+    }
+
+    #[test]
+    fn a_way_of_training_brings_its_usual_settings_and_refuses_what_it_cannot_do() {
+        let diloco = parse(
+            "",
+            &["training.algorithm=diloco", "training.compression.algorithm=int8"],
+        )
+        .unwrap();
+        let training = &diloco.training;
+        assert_eq!((training.outer_rate, training.outer_momentum), (0.7, 0.9));
+        assert_eq!(training.compression.algorithm, "int8");
+        let demo = parse("[training]\nalgorithm = \"demo\"", &[]).unwrap().training;
+        assert_eq!(
+            (demo.max_inner_steps, demo.compression.k, demo.optimizer.lr),
+            (1, 32, 1e-3)
+        );
+        let ddp = parse("[training]\nalgorithm = \"ddp\"", &[]).unwrap();
+        assert_eq!(ddp.training.optimizer.kind, OptimizerKind::AdamW);
+        assert_eq!(ddp.shared.membership.max_quota, 1);
+        for (way, set, words) in [
+            ("ddp", "training.optimizer.kind=muon", &["adamw", "every machine"][..]),
+            (
+                "ddp",
+                "training.max_inner_steps=15",
+                &["max_inner_steps", "15", "must be 1"],
+            ),
+            (
+                "demo",
+                "training.compression.algorithm=dense",
+                &["dense", "sparse with training.algorithm = demo"],
+            ),
+            ("demo", "training.optimizer.state=carry", &["carry", "reset"]),
+            (
+                "diloco",
+                "training.compression.algorithm=sparse",
+                &["sparse", "dense or int8"],
+            ),
+            ("diloco", "training.outer_momentum=1.5", &["outer_momentum", "1.5"]),
+            ("gossip", "name=x", &["gossip", "diloco"]),
+        ] {
+            let message = refused("", &[&format!("training.algorithm={way}"), set]);
+            assert!(
+                words.iter().all(|word| message.contains(word)),
+                "{words:?} in: {message}"
+            );
+        }
     }
 
     #[test]

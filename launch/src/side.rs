@@ -151,8 +151,8 @@ fn audit(
     let Some((before, after)) = accumulators else {
         return Some(unanswered(order, bound));
     };
-    let theta = match kit.rebuild(source) {
-        Ok(theta) => theta,
+    let agreed = match kit.rebuild(source) {
+        Ok(agreed) => agreed,
         Err(error) => {
             tracing::warn!("an audit could not be done: {error:#}");
             return None;
@@ -168,8 +168,8 @@ fn audit(
     let result = replay(Audit {
         model,
         training: &kit.training,
-        codec: &kit.codec,
-        theta: &theta,
+        algorithm: kit.algorithm.as_ref(),
+        theta: kit.parameters(&agreed),
         order,
         batches: &mut |step| indices.get(step as usize).map(|index| kit.batch(*index)),
         shards: &shards,

@@ -1,6 +1,6 @@
 //! The thread that owns the model: takes [`Work`] from the protocol, gives [`Done`].
 //!
-//! `theta` is the agreed model as plain floats on the CPU; the device only ever sees copies. Audits and evaluations are handed to
+//! `agreed` is the agreed state as plain floats on the CPU, the model's parameters first; the device only ever sees copies. Audits and evaluations are handed to
 //! [`crate::side`], so that a round never waits for them.
 
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ struct Worker {
     setup: Setup,
     replicas: Replicas,
     accumulators: Accumulators,
-    theta: Vec<f32>,
+    agreed: Vec<f32>,
     at: Option<Stamp>,
     saved: Option<Stamp>,
     saved_at: Instant,
@@ -121,7 +121,7 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
     let mut worker = Worker {
         replicas: Replicas::new(&kit.model, &setup.devices, setup.threads)?,
         accumulators: Accumulators::open(setup.dir.accumulators(), kit.kept(), keep)?,
-        theta: Vec::new(),
+        agreed: Vec::new(),
         at: None,
         saved: None,
         saved_at: Instant::now(),
@@ -157,7 +157,7 @@ impl Worker {
                     .map_or(source.round, |step| step.decided.record.slot.round);
                 Some(answer(
                     epoch,
-                    rebuilt.map(|theta| self.hold(epoch, branch, round, theta)),
+                    rebuilt.map(|agreed| self.hold(epoch, branch, round, agreed)),
                 ))
             }
             Work::Apply { epoch, step, snapshot } => Some(answer(epoch, self.apply(epoch, &step, snapshot))),
@@ -179,10 +179,10 @@ impl Worker {
         }
     }
 
-    /// Takes `theta` as the agreed model.
-    fn hold(&mut self, epoch: u64, branch: Branch, round: Round, theta: Vec<f32>) -> Done {
-        self.theta = theta;
-        let model_root = self.setup.kit.root(&self.theta);
+    /// Takes `agreed` as the agreed state.
+    fn hold(&mut self, epoch: u64, branch: Branch, round: Round, agreed: Vec<f32>) -> Done {
+        self.agreed = agreed;
+        let model_root = self.setup.kit.root(&self.agreed);
         self.at = Some(Stamp {
             branch,
             round: round.0,
@@ -198,13 +198,13 @@ impl Worker {
     }
 
     fn apply(&mut self, epoch: u64, step: &Step, snapshot: bool) -> Result<Done> {
-        if self.theta.is_empty() {
+        if self.agreed.is_empty() {
             return Err(anyhow!("asked to apply a record without a model"));
         }
         let slot = step.decided.record.slot;
-        self.setup.kit.apply(&mut self.theta, step)?;
-        let theta = std::mem::take(&mut self.theta);
-        let held = self.hold(epoch, slot.branch, slot.round, theta);
+        self.setup.kit.apply(&mut self.agreed, step)?;
+        let agreed = std::mem::take(&mut self.agreed);
+        let held = self.hold(epoch, slot.branch, slot.round, agreed);
         self.evaluate_in_turn(step);
         if self.setup.keeping.wants(slot.round.0) {
             self.aside(slot.round.0, |round, theta| Task::Keep { round, theta });
@@ -227,7 +227,7 @@ impl Worker {
         let folder = self.setup.dir.snapshots();
         std::fs::create_dir_all(&folder)?;
         let path = folder.join(format!("{model_root}.safetensors"));
-        checkpoint::save(&path, &self.setup.kit.layout, &self.theta)?;
+        checkpoint::save(&path, &self.setup.kit.agreed, &self.agreed)?;
         Ok(path)
     }
 
@@ -255,7 +255,10 @@ impl Worker {
             return;
         }
         // If the side thread is gone, the process is ending.
-        let _ = self.setup.side.send(task(round, self.theta.clone()));
+        let _ = self
+            .setup
+            .side
+            .send(task(round, self.setup.kit.parameters(&self.agreed).to_vec()));
     }
 
     fn train(&mut self, id: u64, order: &TrainOrder, deadline: Instant) -> Done {
@@ -303,7 +306,7 @@ impl Worker {
         let (mut before, accumulator_before) = self.accumulators.load(order.accumulator);
         let state = before.split_off(kit.layout.total);
         let inputs = RoundInputs {
-            theta: &self.theta,
+            theta: kit.parameters(&self.agreed),
             state: &state,
             global_tokens: order.global_tokens,
             batches: &mut |step| batches.get(step as usize).map(|index| kit.batch(*index)),
@@ -314,7 +317,11 @@ impl Worker {
         if !stop.wants(id) {
             return Ok(None);
         }
-        let mut encoded = kit.codec.encode_with(&before, &local.delta, self.setup.threads)?;
+        let vector = kit.algorithm.vector(local.delta);
+        let mut encoded = kit
+            .algorithm
+            .codec()
+            .encode_with(&before, &vector, self.setup.threads)?;
         encoded.accumulator.extend(&local.state);
         let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
         let shards: Vec<Bytes> = encoded.shards.into_iter().map(Bytes::from).collect();
@@ -357,7 +364,7 @@ impl Worker {
             return Ok(());
         };
         let began = Instant::now();
-        model_file::save(&self.setup.dir, &self.setup.kit.layout, &self.theta, at)?;
+        model_file::save(&self.setup.dir, &self.setup.kit.agreed, &self.agreed, at)?;
         (self.saved, self.saved_at, self.save_took) = (Some(at), Instant::now(), began.elapsed());
         Ok(())
     }

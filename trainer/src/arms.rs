@@ -1,43 +1,39 @@
-//! The ways of training together, behind one trait: what a peer does between two exchanges, what it sends, and what all make of it.
+//! The ways of training together, behind one trait: what a peer sends of what it found, and what all make of the sum.
 //!
-//! | algorithm | between exchanges | sent | agreed beside the parameters | kept by a peer |
+//! | `training.algorithm` | between exchanges | sent | agreed beside the parameters | kept by a peer |
 //! |---|---|---|---|---|
-//! | [`Sparse`] | H inner steps | the k largest of each chunk, with sign | nothing | accumulator; inner state if carried |
-//! | [`DiLoCo`] | H inner steps | every value, fp32 or int8 | outer momentum | inner state |
-//! | [`Demo`] | one gradient | the k largest of each block's cosine transform | nothing | momentum |
-//! | [`Ddp`] | one gradient | every value | optimizer state | nothing |
+//! | `sparse` ([`Rounds`]) | H inner steps | the k largest of each chunk, with sign | nothing | accumulator; inner state if carried |
+//! | `diloco` ([`Rounds`]) | H inner steps | every value, fp32 or int8 | outer momentum | inner state if carried |
+//! | `demo` ([`Demo`]) | one gradient | the k largest of each block's cosine transform, with sign | tokens so far | momentum |
+//! | `ddp` ([`Ddp`]) | one gradient | every value | optimizer state, tokens so far | nothing |
 //!
-//! A round goes: every peer does [`Algorithm::work`] from the agreed parameters and [`Algorithm::encode`]s what it found; the contributions that
-//! count are summed by [`crate::aggregate`]; every replica [`Algorithm::advance`]s alike. A contribution that does not count leaves its peer's
-//! accumulator as it was: only then [`Algorithm::counted`] is called.
+//! A round goes: every peer trains from the agreed parameters ([`crate::local`]), takes the [`Algorithm::vector`] of what it found and encodes it; the
+//! contributions that count are summed by [`crate::aggregate`]; every replica [`Algorithm::advance`]s alike. A contribution that does not
+//! count leaves its peer's accumulator as it was. Peers that run and the bench that compares go through the same code.
 //!
-//! `advance` of `sparse`, `diloco` and `demo` is scalar Rust on agreed values, so replicas stay bit-identical on any hardware. That of `ddp` runs the inner
-//! optimizer on the mean gradient: with AdamW it is bit-identical on CPUs, with Muon only where libtorch multiplies alike.
+//! **Agreed state** is one flat vector: the parameters in the layout's order, then what the algorithm keeps beside them ([`Algorithm::outer`]). Its
+//! root, its snapshots and its joiners are those of a model with a few more tensors ([`agreed_layout`]). All steps on it are scalar
+//! Rust, one rounding an operation, so replicas stay bit-identical on any hardware; only [`Ddp`] with Muon, which no run may choose, multiplies
+//! matrices in libtorch.
 
 mod dct;
 mod ddp;
 mod demo;
-mod diloco;
-mod sparse;
+mod rounds;
 
 pub use dct::Tiles;
 pub use ddp::Ddp;
 pub use demo::Demo;
-pub use diloco::DiLoCo;
-pub use sparse::Sparse;
-
-use tch::{Device, Tensor};
+pub use rounds::Rounds;
 
 use crate::aggregate::{AggregateError, Update};
 use crate::apply::ApplyError;
 use crate::compress::quantize::FRACTION_BITS;
-use crate::compress::{Codec, CodecError, Encoded};
-use crate::config::{ModelConfig, OptimizerConfig, TrainingConfig};
-use crate::eval::{EvalError, validation_loss};
-use crate::gradient::Gradients;
+use crate::compress::{AnyCodec, CodecError};
+use crate::config::{ModelConfig, TrainingConfig, Way};
+use crate::eval::EvalError;
 use crate::local::LocalError;
-use crate::model::{Model, ModelError, host};
-use crate::optimizer::{Optimizer, clip_scale};
+use crate::model::{Layout, ModelError};
 
 /// Why a round of an algorithm gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -73,187 +69,116 @@ impl ArmError {
     }
 }
 
-/// What a peer works on between two exchanges.
-#[derive(Clone, Copy, Debug)]
-pub struct Work<'a> {
-    /// The agreed parameters, in the layout's order.
-    pub theta: &'a [f32],
-    /// The learning rate, from the schedule.
-    pub lr: f64,
-    /// One batch a step: `[steps][batch_sequences][seq_len + 1]` tokens below the vocabulary's size.
-    pub batches: &'a [Vec<Vec<u32>>],
-}
-
-/// One way of training together. All vectors have one value a parameter.
-pub trait Algorithm {
-    /// How contributions are written.
-    type Codec: Codec;
-    /// What replicas agree on beside the parameters; a joiner needs it.
-    type Outer;
-    /// What a peer keeps to itself from round to round; a newcomer starts afresh.
-    type Own;
-
+/// One way of training together.
+pub trait Algorithm: Send + Sync {
     /// The codec of all contributions.
-    fn codec(&self) -> &Self::Codec;
-    /// Inner steps between two exchanges.
-    fn inner_steps(&self) -> u32;
-    /// The agreed state before the first round.
-    fn start(&self, engine: &Engine) -> Self::Outer;
-    /// What a newcomer has.
-    fn newcomer(&self, engine: &Engine) -> Self::Own;
-    /// What a peer finds: the vector that it will encode, descending when subtracted.
+    fn codec(&self) -> &AnyCodec;
+
+    /// What replicas agree on beside the parameters: names and lengths of tensors that begin as zeros.
+    fn outer(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
+
+    /// What a peer encodes of what it found (a pseudo-gradient, or a gradient): one value a parameter, descending when subtracted.
+    fn vector(&self, found: Vec<f32>) -> Vec<f32> {
+        found
+    }
+
+    /// Moves the agreed state by an agreed update over `tokens` counted tokens, alike on every replica and for any number of threads.
     ///
     /// # Errors
-    /// Loss or gradient are not finite, or memory is short.
-    fn work(&self, engine: &mut Engine, own: &mut Self::Own, work: Work<'_>) -> Result<Vec<f32>, ArmError>;
-    /// What a peer sends.
-    ///
-    /// # Errors
-    /// Values that are not finite.
-    fn encode(&self, own: &Self::Own, vector: &[f32]) -> Result<Encoded, ArmError>;
-    /// Told when what was encoded counts.
-    fn counted(&self, own: &mut Self::Own, encoded: Encoded);
-    /// Moves the agreed parameters and state by an agreed update, alike on every replica.
-    ///
-    /// # Errors
-    /// An update of another length, or short memory.
-    fn advance(
-        &self,
-        engine: &mut Engine,
-        theta: &mut Vec<f32>,
-        outer: &mut Self::Outer,
-        update: &Update,
-        lr: f64,
-    ) -> Result<(), ArmError>;
+    /// An update or a state of another length.
+    fn advance(&self, agreed: &mut [f32], update: &Update, tokens: u64, threads: usize) -> Result<(), ArmError>;
 }
 
-/// A model with its training settings: what computes gradients and takes inner steps.
-pub struct Engine {
-    model: Model,
-    gradients: Gradients,
-    training: TrainingConfig,
+/// The way that a run's settings choose; they have been checked.
+///
+/// # Errors
+/// A setting that the codec or the outer rate refuses.
+pub fn algorithm(model: &ModelConfig, training: &TrainingConfig) -> Result<Box<dyn Algorithm>, ArmError> {
+    let codec = AnyCodec::new(model.param_count(), &training.compression)?;
+    Ok(match training.algorithm {
+        Way::Sparse | Way::Diloco => Box::new(Rounds::new(codec, training.outer_rate, training.outer_momentum)?),
+        Way::Demo => Box::new(Demo::new(codec, model, training)),
+        Way::Ddp => Box::new(Ddp::new(codec, model, training)),
+    })
 }
 
-impl Engine {
-    /// An engine on the CPU.
-    ///
-    /// # Errors
-    /// Settings out of bounds, or too little memory.
-    pub fn new(model: &ModelConfig, training: &TrainingConfig) -> Result<Self, ArmError> {
-        training.validate_with(model).map_err(LocalError::from)?;
-        let model = Model::new(model, Device::Cpu)?;
-        Ok(Self {
-            gradients: Gradients::new(&model, training)?,
-            model,
-            training: training.clone(),
-        })
-    }
-
-    /// Parameters of the model.
-    #[must_use]
-    pub fn params(&self) -> usize {
-        self.model.layout().total
-    }
-
-    /// A fresh inner optimizer.
-    pub(crate) fn optimizer(&self, config: &OptimizerConfig) -> Optimizer {
-        Optimizer::new(
-            config,
-            self.training.precision,
-            self.model.config(),
-            self.model.device(),
-        )
-    }
-
-    /// The tiles of this model's cosine transform.
-    #[must_use]
-    pub fn tiles(&self) -> Tiles {
-        Tiles::new(self.model.layout())
-    }
-
-    /// Held-out loss of `theta`, nats per token.
-    ///
-    /// # Errors
-    /// As [`validation_loss`].
-    pub fn evaluate(&mut self, theta: &[f32], sequences: &[Vec<u32>]) -> Result<f64, ArmError> {
-        Ok(validation_loss(&mut self.model, theta, sequences)?)
-    }
-
-    /// The gradient of one batch at `theta`, not clipped.
-    pub(crate) fn gradient(&mut self, theta: &[f32], batch: &[Vec<u32>]) -> Result<Vec<f32>, ArmError> {
-        self.model.load_flat(theta)?;
-        let (_, gradient, _) = finite_gradient(&mut self.gradients, &self.model, batch, 0)?;
-        Ok(host::to_vec(gradient))
-    }
-
-    /// The pseudo-gradient `theta - local` after one step a batch.
-    pub(crate) fn steps(&mut self, optimizer: &mut Optimizer, work: Work<'_>) -> Result<Vec<f32>, ArmError> {
-        self.model.load_flat(work.theta)?;
-        for (step, batch) in work.batches.iter().enumerate() {
-            let (_, gradient, norm) = finite_gradient(&mut self.gradients, &self.model, batch, step as u32)?;
-            let scale = clip_scale(norm, self.training.grad_clip);
-            optimizer
-                .step(self.model.flat_mut(), gradient, scale, work.lr)
-                .map_err(LocalError::from)?;
-        }
-        let minus = |local: &[f32]| {
-            work.theta
-                .iter()
-                .zip(local)
-                .map(|(agreed, local)| agreed - local)
-                .collect()
-        };
-        Ok(self.model.with_flat(minus))
-    }
-
-    /// One optimizer step on `theta` itself, along a gradient that all agree on.
-    pub(crate) fn agreed_step(
-        &mut self,
-        optimizer: &mut Optimizer,
-        theta: &mut Vec<f32>,
-        gradient: &[f32],
-        lr: f64,
-    ) -> Result<(), ArmError> {
-        let norm = gradient
-            .iter()
-            .map(|g| f64::from(*g) * f64::from(*g))
-            .sum::<f64>()
-            .sqrt();
-        self.model.load_flat(theta)?;
-        let gradient = Tensor::f_from_slice(gradient).map_err(LocalError::from)?;
-        let scale = clip_scale(norm, self.training.grad_clip);
-        optimizer
-            .step(self.model.flat_mut(), &gradient, scale, lr)
-            .map_err(LocalError::from)?;
-        *theta = self.model.read_flat();
-        Ok(())
-    }
+/// Where everything of the agreed state lies: the model's tensors, then the algorithm's.
+#[must_use]
+pub fn agreed_layout(model: &ModelConfig, algorithm: &dyn Algorithm) -> Layout {
+    Layout::new(model).with_more(&algorithm.outer())
 }
 
-/// Loss, gradient and its norm, all finite.
-fn finite_gradient<'a>(
-    gradients: &'a mut Gradients,
-    model: &Model,
-    batch: &[Vec<u32>],
-    step: u32,
-) -> Result<(f64, &'a Tensor, f64), LocalError> {
-    let (loss, gradient) = gradients.of(model, batch)?;
-    let norm = gradient.norm().double_value(&[]);
-    for (what, value) in [("loss", loss), ("gradient norm", norm)] {
-        if !value.is_finite() {
-            return Err(LocalError::NonFinite { step, what, value });
-        }
+/// The parameters within the agreed state, and the rest.
+///
+/// # Errors
+/// A state of another length than `params` and `outer` together.
+fn parts(agreed: &mut [f32], params: usize, outer: usize) -> Result<(&mut [f32], &mut [f32]), ApplyError> {
+    let (expected, found) = (params + outer, agreed.len());
+    if expected != found {
+        return Err(ApplyError::Length { expected, found });
     }
-    Ok((loss, gradient, norm))
+    Ok(agreed.split_at_mut(params))
+}
+
+/// Refuses an update of another length.
+fn fits(params: usize, update: &Update) -> Result<(), ApplyError> {
+    match (params, update.sums().len()) {
+        (expected, found) if expected == found => Ok(()),
+        (expected, found) => Err(ApplyError::Length { expected, found }),
+    }
 }
 
 /// The mean of an update, one value a parameter; zeros if nothing counts. The same bits everywhere: one exact conversion, one product,
 /// one rounding.
-pub(crate) fn mean(update: &Update) -> Vec<f32> {
+fn mean(update: &Update) -> Vec<f32> {
     let unit = (1u64 << FRACTION_BITS) as f64;
     let factor = match update.total_weight() {
         0 => 0.0,
         weight => 1.0 / (weight as f64 * unit),
     };
     update.sums().iter().map(|sum| (*sum as f64 * factor) as f32).collect()
+}
+
+/// Tokens counted so far, as part of the agreed state: what the learning rate of an agreed step follows. Two numbers below 2^24, exact in `f32`,
+/// the lower half first; at 2^48 tokens it stops.
+mod clock {
+    /// Its name and length.
+    pub(super) const TENSOR: (&str, usize) = ("outer.tokens", 2);
+    /// One more than the largest half.
+    const HALF: u64 = 1 << 24;
+
+    /// The count; halves that no count gives (from a snapshot that was agreed on, or never) are taken as far as they go.
+    pub(super) fn read(halves: &[f32]) -> u64 {
+        let half = |at: usize| halves.get(at).map_or(0, |half| (*half as u64).min(HALF - 1));
+        half(1) * HALF + half(0)
+    }
+
+    /// Counts `tokens` more.
+    pub(super) fn add(halves: &mut [f32], tokens: u64) {
+        let sum = read(halves).saturating_add(tokens).min(HALF * HALF - 1);
+        for (half, value) in halves.iter_mut().zip([sum % HALF, sum / HALF]) {
+            *half = value as f32;
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn tokens_are_counted_exactly_up_to_the_last() {
+            let mut halves = [0.0; 2];
+            let mut expected = 0u64;
+            for tokens in [7, HALF - 3, HALF, 123_456_789_012, 1] {
+                add(&mut halves, tokens);
+                expected += tokens;
+                assert_eq!(read(&halves), expected);
+            }
+            add(&mut halves, u64::MAX);
+            assert_eq!(read(&halves), HALF * HALF - 1);
+            assert_eq!(read(&[f32::NAN, -1.0]), 0);
+        }
+    }
 }

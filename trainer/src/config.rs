@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::aggregate::Rule;
+
 mod model;
 mod presets;
 
@@ -190,12 +192,44 @@ impl Default for ScheduleConfig {
     }
 }
 
+/// The way of training together, see [`crate::arms`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// Inner steps, then the mean of what all found, at the outer rate: Murmur's own with the `sparse` codec, local SGD with the others.
+    #[default]
+    Sparse,
+    /// Inner steps, every value sent, outer Nesterov momentum that all agree on.
+    Diloco,
+    /// One gradient a round: the largest coefficients of its cosine transform, then a step by the sign.
+    Demo,
+    /// One gradient a round, every value, and one AdamW that all agree on.
+    Ddp,
+}
+
+impl Way {
+    /// Its name, as in run files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sparse => "sparse",
+            Self::Diloco => "diloco",
+            Self::Demo => "demo",
+            Self::Ddp => "ddp",
+        }
+    }
+
+    /// Whether a peer sends the gradient of one batch, not the way that inner steps went.
+    pub fn sends_gradients(self) -> bool {
+        matches!(self, Self::Demo | Self::Ddp)
+    }
+}
+
 /// How a pseudo-gradient becomes bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompressionConfig {
-    /// The codec: `sparse` sends the largest values of each chunk, `dense` all of them (then `chunk`, `k` and `beta` say nothing, and an
-    /// `outer_rate` of 1 is the usual one).
+    /// The codec: `sparse` sends the largest values of each chunk, `dense` all of them, `int8` all of them in eight bits (with either, `chunk`, `k` and
+    /// `beta` say nothing, and an `outer_rate` of 1 is the usual one).
     pub algorithm: String,
     /// Parameters per chunk. Bound: 64 to 65536.
     pub chunk: usize,
@@ -220,7 +254,10 @@ impl Default for CompressionConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingConfig {
-    /// The inner optimizer.
+    /// The way of training together; `sparse` where it is left out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub algorithm: Way,
+    /// The inner optimizer; with `ddp`, the one that all agree on.
     pub optimizer: OptimizerConfig,
     /// Its learning rate over the run.
     pub schedule: ScheduleConfig,
@@ -250,11 +287,18 @@ pub struct TrainingConfig {
     /// Outer learning rate on the mean of the decoded pseudo-gradients. Bound: above 0, at most 16. About 2, because the sum
     /// of sparse contributions is divided by everyone's weight, also of those who sent nothing at an index.
     pub outer_rate: f64,
+    /// Outer Nesterov momentum, agreed by all. Bound: 0 to below 1; 0, which is none, where it is left out. Not with `demo` and `ddp`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub outer_momentum: f64,
+    /// How contributions are held to one another before they are summed; `median-norm` where it is left out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rule: Rule,
 }
 
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
+            algorithm: Way::Sparse,
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
             grad_clip: 1.0,
@@ -267,6 +311,8 @@ impl Default for TrainingConfig {
             init_seed: 0,
             compression: CompressionConfig::default(),
             outer_rate: 2.0,
+            outer_momentum: 0.0,
+            rule: Rule::MedianNorm,
         }
     }
 }
@@ -345,6 +391,57 @@ impl TrainingConfig {
             self.outer_rate,
             "above 0, at most 16",
             "2 is the usual value",
+        )?;
+        let momentum = (0.0..1.0).contains(&self.outer_momentum);
+        require(
+            momentum,
+            "training.outer_momentum",
+            self.outer_momentum,
+            "0 to below 1",
+            "0.9 is usual with diloco",
+        )?;
+        self.validate_way()
+    }
+
+    /// What a way of training asks of the other settings.
+    fn validate_way(&self) -> Result<(), ConfigError> {
+        let way = self.algorithm;
+        let codecs: &[&str] = match way {
+            Way::Sparse => &["sparse", "dense", "int8"],
+            Way::Diloco | Way::Ddp => &["dense", "int8"],
+            Way::Demo => &["sparse"],
+        };
+        require(
+            codecs.contains(&self.compression.algorithm.as_str()),
+            "training.compression.algorithm",
+            &self.compression.algorithm,
+            format!("{} with training.algorithm = {}", codecs.join(" or "), way.name()),
+            "leave it out",
+        )?;
+        if !way.sends_gradients() {
+            return Ok(());
+        }
+        let with = |what: &str| format!("{what} with training.algorithm = {}", way.name());
+        require(
+            self.max_inner_steps == 1,
+            "training.max_inner_steps",
+            self.max_inner_steps,
+            with("1"),
+            "leave it out",
+        )?;
+        require(
+            self.optimizer.state == InnerState::Reset,
+            "training.optimizer.state",
+            "carry",
+            with("reset"),
+            "leave it out: no peer has an optimizer of its own there",
+        )?;
+        require(
+            self.outer_momentum == 0.0,
+            "training.outer_momentum",
+            self.outer_momentum,
+            with("0"),
+            "leave it out",
         )
     }
 
@@ -478,10 +575,10 @@ impl CompressionConfig {
     /// The first field that breaks one.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(
-            ["sparse", "dense"].contains(&self.algorithm.as_str()),
+            ["sparse", "dense", "int8"].contains(&self.algorithm.as_str()),
             "training.compression.algorithm",
             &self.algorithm,
-            "sparse or dense",
+            "sparse, dense or int8",
             "write \"sparse\"",
         )?;
         let chunk = (64..=65_536).contains(&self.chunk);
@@ -555,7 +652,16 @@ mod tests {
     #[test]
     fn choices_left_at_their_defaults_are_not_written_so_older_runs_keep_their_hashes() {
         let written = serde_json::to_string(&TrainingConfig::default()).unwrap();
-        for later in ["precision", "micro_batch", "recompute", "shape", "decay_tokens"] {
+        for later in [
+            "precision",
+            "micro_batch",
+            "recompute",
+            "shape",
+            "decay_tokens",
+            "\"algorithm\":\"diloco",
+            "outer_momentum",
+            "rule",
+        ] {
             assert!(!written.contains(later), "{later} in {written}");
         }
         let chosen = TrainingConfig {

@@ -21,7 +21,7 @@ use crate::collective::CollectiveError;
 use crate::config::{ConfigError, InnerState, TrainingConfig};
 use crate::gradient::Gradients;
 use crate::memory::MemoryError;
-use crate::model::{Model, ModelError};
+use crate::model::{Model, ModelError, host};
 use crate::optimizer::{Optimizer, clip_scale};
 use crate::schedule::learning_rate;
 
@@ -44,7 +44,8 @@ pub struct RoundInputs<'a> {
 /// What a round gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalRound {
-    /// The pseudo-gradient `theta_r - theta_local`, in the layout's order.
+    /// The pseudo-gradient `theta_r - theta_local`, in the layout's order; where the way of training sends gradients, that of the last batch, not
+    /// clipped.
     pub delta: Vec<f32>,
     /// The optimizer's state after the last step, where the run carries it; else empty.
     pub state: Vec<f32>,
@@ -155,7 +156,16 @@ pub fn local_round(
     let taken = take_steps(training.max_inner_steps, inputs, &mut |batch| {
         stepper.step(model, batch)
     })?;
-    taken.round(training, theta, model, stepper.state())
+    taken.round(training, theta, model, stepper.left())
+}
+
+/// What steps leave behind beside the model that they moved.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// The optimizer's state, where the run carries it; else nothing.
+    state: Vec<f32>,
+    /// The last gradient, where that is what is sent.
+    gradient: Option<Vec<f32>>,
 }
 
 /// What the steps of a round came to.
@@ -188,7 +198,7 @@ pub(crate) fn take_steps(
 }
 
 impl Taken {
-    /// The round that ended with `model` and this optimizer's state.
+    /// The round that ended with `model` and this left behind.
     ///
     /// # Errors
     /// No step was taken.
@@ -197,16 +207,16 @@ impl Taken {
         training: &TrainingConfig,
         theta: &[f32],
         model: &Model,
-        state: Vec<f32>,
+        left: Left,
     ) -> Result<LocalRound, LocalError> {
         let Self { losses, trace } = self;
         let (Some(&first_loss), Some(&last_loss)) = (losses.first(), losses.last()) else {
             return Err(LocalError::NoBatch);
         };
-        let delta = |local: &[f32]| theta.iter().zip(local).map(|(agreed, local)| agreed - local).collect();
+        let moved = |local: &[f32]| theta.iter().zip(local).map(|(agreed, local)| agreed - local).collect();
         Ok(LocalRound {
-            delta: model.with_flat(delta),
-            state,
+            delta: left.gradient.unwrap_or_else(|| model.with_flat(moved)),
+            state: left.state,
             steps: trace.len() as u32,
             tokens: trace.len() as u64 * training.tokens_per_step(),
             mean_loss: losses.iter().sum::<f64>() / losses.len() as f64,
@@ -225,6 +235,7 @@ pub(crate) struct Stepper {
     optimizer: Optimizer,
     lr: f64,
     done: u32,
+    gradient: Option<Vec<f32>>,
 }
 
 impl Stepper {
@@ -237,6 +248,7 @@ impl Stepper {
             optimizer,
             lr,
             done: 0,
+            gradient: None,
         })
     }
 
@@ -256,11 +268,14 @@ impl Stepper {
         Ok(stepper)
     }
 
-    /// The optimizer's state, where the run carries it; else nothing.
-    pub(crate) fn state(&self) -> Vec<f32> {
-        match self.training.optimizer.state {
-            InnerState::Carry => self.optimizer.state(),
-            InnerState::Reset => Vec::new(),
+    /// What is left when no more steps come.
+    pub(crate) fn left(&mut self) -> Left {
+        Left {
+            state: match self.training.optimizer.state {
+                InnerState::Carry => self.optimizer.state(),
+                InnerState::Reset => Vec::new(),
+            },
+            gradient: self.gradient.take(),
         }
     }
 
@@ -287,12 +302,12 @@ impl Stepper {
                 return Err(LocalError::NonFinite { step, what, value });
             }
         }
-        self.optimizer.step(
-            model.flat_mut(),
-            gradient,
-            clip_scale(norm, self.training.grad_clip),
-            self.lr,
-        )?;
+        if self.training.algorithm.sends_gradients() {
+            self.gradient = Some(host::to_vec(gradient));
+        } else {
+            let scale = clip_scale(norm, self.training.grad_clip);
+            self.optimizer.step(model.flat_mut(), gradient, scale, self.lr)?;
+        }
         self.done += 1;
         Ok((loss as f32, norm))
     }

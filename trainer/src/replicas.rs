@@ -18,7 +18,7 @@ use tch::{Device, TchError, Tensor};
 
 use crate::collective::{Collective, CollectiveError, group};
 use crate::config::{ModelConfig, TrainingConfig};
-use crate::local::{LocalError, LocalRound, RoundInputs, Stepper, local_round, set_threads, take_steps};
+use crate::local::{Left, LocalError, LocalRound, RoundInputs, Stepper, local_round, set_threads, take_steps};
 use crate::model::{Model, ModelError};
 
 /// The model on each device of a peer.
@@ -73,14 +73,14 @@ impl Replicas {
         }
         let (theta, state, global_tokens) = (inputs.theta, inputs.state, inputs.global_tokens);
         let threads = self.threads;
-        let (taken, carried) = std::thread::scope(|scope| {
+        let (taken, left) = std::thread::scope(|scope| {
             let mut ends = Vec::with_capacity(ranks);
             let mut handles = Vec::with_capacity(ranks);
             for (model, group) in self.models.iter_mut().zip(&mut self.group) {
                 let (here, there) = ends_of_a_rank();
                 ends.push(here);
                 let share = &share;
-                handles.push(scope.spawn(move || -> Result<Vec<f32>, LocalError> {
+                handles.push(scope.spawn(move || -> Result<Left, LocalError> {
                     set_threads(threads);
                     let begun = Stepper::begin(model, share, state, theta, global_tokens);
                     let ready = begun.as_ref().map(|_| 0.0).map_err(|_| ());
@@ -99,14 +99,14 @@ impl Replicas {
                 take_steps(training.max_inner_steps, inputs, &mut step)
             });
             drop(ends); // the ranks end
-            let mut states = Vec::with_capacity(ranks);
+            let mut left = Vec::with_capacity(ranks);
             for (rank, handle) in handles.into_iter().enumerate() {
                 // A rank's own error says more than that it ended.
-                states.push(handle.join().map_err(|_| LocalError::Rank { rank })??);
+                left.push(handle.join().map_err(|_| LocalError::Rank { rank })??);
             }
-            Ok::<_, LocalError>((taken?, states.into_iter().next().unwrap_or_default()))
+            Ok::<_, LocalError>((taken?, left.into_iter().next().unwrap_or_default()))
         })?;
-        taken.round(training, theta, &self.models[0], carried)
+        taken.round(training, theta, &self.models[0], left)
     }
 }
 
@@ -200,8 +200,8 @@ struct Rank<'a> {
 }
 
 impl Rank<'_> {
-    /// Steps as long as shares come; returns the state to carry.
-    fn serve(&mut self, mut stepper: Stepper) -> Result<Vec<f32>, LocalError> {
+    /// Steps as long as shares come.
+    fn serve(&mut self, mut stepper: Stepper) -> Result<Left, LocalError> {
         let Self { model, group, there } = self;
         let mut gone = false;
         while let Ok(share) = there.shares.recv() {
@@ -222,7 +222,7 @@ impl Rank<'_> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(stepper.state())
+        Ok(stepper.left())
     }
 }
 
@@ -308,6 +308,25 @@ mod tests {
                 assert_eq!(many, round(ranks, &training, 64).unwrap(), "the same again");
             }
         }
+    }
+
+    #[test]
+    fn where_gradients_are_sent_ranks_find_the_one_of_the_whole_batch() {
+        let mut training = training(OptimizerKind::AdamW);
+        training.algorithm = crate::config::Way::Ddp;
+        training.compression.algorithm = "dense".to_owned();
+        training.optimizer.state = crate::config::InnerState::Reset;
+        training.max_inner_steps = 1;
+        let one = round(1, &training, 64).unwrap();
+        assert_eq!(one.steps, 1);
+        let two = round(2, &training, 64).unwrap();
+        assert!(distance(&two.delta, &one.delta) < 1e-5);
+        // Not clipped, and no step was taken: an inner step would be as long as the learning rate.
+        let mut model = Model::new(&tiny(), Device::Cpu).unwrap();
+        model.load_flat(&init_flat(&tiny(), 1)).unwrap();
+        let mut gradients = crate::gradient::Gradients::new(&model, &training).unwrap();
+        let (_, gradient) = gradients.of(&model, &batch(0, 64)).unwrap();
+        assert!(distance(&one.delta, &crate::model::host::to_vec(gradient)) < 1e-6);
     }
 
     #[test]

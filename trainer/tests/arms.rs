@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use datasets::{Dataset, PrepareOptions, prepare};
-use trainer::aggregate::Rule;
+use trainer::aggregate::{Rule, Weighted, aggregate_by};
+use trainer::arms::{agreed_layout, algorithm};
 use trainer::bench_algorithms::{
     Arm, Attack, Bench, Data, Kind, Plan, Preset, Progress, Report, Series, Setting, Task, Trouble, simulate,
 };
-use trainer::config::OptimizerKind;
+use trainer::checkpoint::{from_safetensors, model_root, to_safetensors};
+use trainer::compress::Codec;
+use trainer::config::{ModelConfig, OptimizerKind, TrainingConfig, Way};
+use trainer::model::init_flat;
 
 /// A language that can be learned in seconds: a few words in a fixed grammar.
 fn text(folder: &tempfile::TempDir) -> PathBuf {
@@ -75,6 +79,7 @@ fn sparse() -> Kind {
         k: 256,
         beta: 0.95,
         outer_rate: 2.0,
+        outer_momentum: 0.0,
     }
 }
 
@@ -90,6 +95,7 @@ fn every_algorithm_learns_and_does_the_same_again() {
         k: 256,
         beta: 0.95,
         outer_rate: 2.0,
+        outer_momentum: 0.0,
     };
     let kinds = [
         (Kind::Ddp { optimizer: muon }, 4e-3, 4.0),
@@ -120,10 +126,104 @@ fn every_algorithm_learns_and_does_the_same_again() {
         let bytes = outcome.contribution_bytes / outcome.params as f64;
         assert!(bytes <= most_bytes * 1.01, "{:?}: {bytes}", task.kind);
         let exchanges = outcome.points.last().unwrap().exchanges;
-        let steps = u64::from(task.kind.exchange_steps(5));
+        let steps = u64::from(task.training().max_inner_steps);
         assert_eq!(exchanges * steps, 6 * 5, "{:?}", task.kind);
         let again = simulate(&task, &data, &|_| ()).unwrap();
         assert_eq!(again.points, outcome.points, "{:?}", task.kind);
+    }
+}
+
+/// A run's settings at learning rate .01, for a model so small that state and updates fit a test.
+fn way(algorithm: Way, change: impl FnOnce(&mut TrainingConfig)) -> (ModelConfig, TrainingConfig) {
+    let model = ModelConfig {
+        dim: 16,
+        layers: 1,
+        heads: 2,
+        kv_heads: 2,
+        ffn: 32,
+        ..ModelConfig::demo()
+    };
+    let mut training = TrainingConfig {
+        algorithm,
+        ..TrainingConfig::default()
+    };
+    training.optimizer.lr = 0.01;
+    training.schedule.warmup_tokens = 0;
+    change(&mut training);
+    training.validate_with(&model).unwrap();
+    (model, training)
+}
+
+#[test]
+fn replicas_move_alike_in_any_order_and_on_any_number_of_threads() {
+    let gradients = |training: &mut TrainingConfig| training.max_inner_steps = 1;
+    let whole =
+        |codec: &'static str| move |training: &mut TrainingConfig| training.compression.algorithm = codec.to_owned();
+    let ways = [
+        (way(Way::Sparse, |_| ()), "no state"),
+        (
+            way(Way::Diloco, |training| {
+                whole("int8")(training);
+                (training.outer_rate, training.outer_momentum) = (0.7, 0.9);
+            }),
+            "momentum",
+        ),
+        (way(Way::Demo, gradients), "clock"),
+        (
+            way(Way::Ddp, |training| {
+                gradients(training);
+                whole("dense")(training);
+                training.optimizer.kind = OptimizerKind::AdamW;
+            }),
+            "optimizer",
+        ),
+    ];
+    for ((model, training), state) in ways {
+        let algorithm = algorithm(&model, &training).unwrap();
+        let layout = agreed_layout(&model, algorithm.as_ref());
+        let params = model.param_count();
+        let found = |peer: usize| -> Vec<f32> {
+            (0..params)
+                .map(|i| ((i * 31 + peer * 17) % 101) as f32 / 1e4 - 5e-3)
+                .collect()
+        };
+        let sent: Vec<Vec<Vec<u8>>> = (0..3)
+            .map(|peer| {
+                let vector = algorithm.vector(found(peer));
+                algorithm.codec().encode(&vec![0.0; params], &vector).unwrap().shards
+            })
+            .collect();
+        let after = |order: [usize; 3], threads: usize| {
+            let mut agreed = init_flat(&model, 1);
+            agreed.resize(layout.total, 0.0);
+            let before = agreed.clone();
+            for round in 0..3 {
+                let contributions = order.map(|peer| Weighted {
+                    tokens: 100 + peer as u64,
+                    shards: &sent[(peer + round) % 3][..],
+                });
+                let update =
+                    aggregate_by(algorithm.codec(), &contributions, training.rule, threads, Vec::new()).unwrap();
+                algorithm.advance(&mut agreed, &update, 303, threads).unwrap();
+            }
+            assert_ne!(agreed[..params], before[..params], "{state}");
+            (model_root(&layout, &agreed), agreed)
+        };
+        let (root, agreed) = after([0, 1, 2], 1);
+        assert_eq!(after([2, 0, 1], 2).0, root, "{state}");
+        // A joiner has all of it from the snapshot, and a state without its second half is refused.
+        let snapshot = to_safetensors(&layout, &agreed);
+        assert_eq!(from_safetensors(&layout, &snapshot).unwrap(), agreed);
+        let nothing = aggregate_by(
+            algorithm.codec(),
+            &[] as &[Weighted<'_, Vec<u8>>],
+            training.rule,
+            1,
+            Vec::new(),
+        );
+        let error = algorithm.advance(&mut agreed[..params - 1].to_vec(), &nothing.unwrap(), 0, 1);
+        assert!(error.is_err(), "{state}");
+        assert_eq!(layout.total > params, training.algorithm != Way::Sparse);
     }
 }
 

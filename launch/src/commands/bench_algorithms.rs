@@ -24,12 +24,14 @@ const EVALUATED: u64 = 200;
 pub fn run(args: &BenchAlgorithmsArgs) -> Result<()> {
     let plan = plan(args)?;
     let progress = Progress::new(args.json);
+    let written_out = toml::to_string(&plan).context("the plan cannot be written as TOML")?;
     let bench = Bench {
         data: text(args, &plan)?,
         plan,
         folder: args.dir.clone(),
         jobs: threads(args.threads)?,
     };
+    write(&args.dir.join("plan.toml"), written_out.as_bytes())?;
     let outcomes = bench.run(&|news| tell(&progress, &news))?;
     let mut written = String::new();
     let mut table = String::new();
@@ -63,7 +65,17 @@ fn plan(args: &BenchAlgorithmsArgs) -> Result<Plan> {
         BenchPreset::Short => Preset::Short,
         BenchPreset::Long => Preset::Long,
     };
-    let mut plan = Plan::preset(preset).only(&args.arms);
+    let whole = match &args.plan {
+        Some(path) => read_plan(path)?,
+        None => Plan::preset(preset),
+    };
+    let arms: Vec<String> = whole
+        .series
+        .iter()
+        .flat_map(|series| &series.arms)
+        .map(|arm| arm.name.clone())
+        .collect();
+    let mut plan = whole.only(&args.arms);
     if let Some(model) = &args.model {
         plan.series.retain(|series| series.setting.model == *model);
     }
@@ -71,17 +83,20 @@ fn plan(args: &BenchAlgorithmsArgs) -> Result<Plan> {
         plan.series.iter_mut().for_each(|series| series.setting.rounds = rounds);
     }
     if plan.series.iter().all(|series| series.arms.is_empty()) {
-        let arms: Vec<String> = Plan::preset(preset)
-            .series
-            .into_iter()
-            .flat_map(|series| series.arms)
-            .map(|arm| arm.name)
-            .collect();
         return Err(usage(format!(
-            "--arms and --model leave nothing to run; the preset has the arms {}",
+            "--arms and --model leave nothing to run; there are the arms {}",
             arms.join("; ")
         )));
     }
+    Ok(plan)
+}
+
+/// A plan from a file, each setting as one of a run would be.
+fn read_plan(path: &Path) -> Result<Plan> {
+    let refuse = |why: String| usage(format!("--plan {}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    let plan: Plan = toml::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    plan.check().map_err(|error| refuse(error.to_string()))?;
     Ok(plan)
 }
 

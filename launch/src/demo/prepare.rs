@@ -10,7 +10,7 @@ use coordinatorless::protocol::beacon::VrfKeys;
 use coordinatorless::types::Hash;
 
 use super::swarm::Peer;
-use crate::cli::DemoArgs;
+use crate::cli::{Algorithm, DemoArgs};
 use crate::commands::{data, must_be_new};
 use crate::failure::usage;
 use crate::peer_dir::{self, KnownPeer, PeerDir, PeerFile};
@@ -128,6 +128,8 @@ fn plan(args: &DemoArgs) -> Result<RunPlan> {
         sets.push("verification.audit_permille=400".to_owned());
         sets.push("rewards.vesting_rounds=16".to_owned());
     }
+    let way = args.algorithm.map_or(&[][..], Algorithm::sets);
+    sets.extend(way.iter().map(|set| (*set).to_owned()));
     sets.extend(args.sets.iter().cloned());
     let mut plan = RunPlan::parse(include_str!("../../runs/demo.toml"), &sets, Path::new(""))?;
     if !args.text.is_empty() {

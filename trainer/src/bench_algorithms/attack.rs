@@ -56,7 +56,7 @@ impl Attack {
 
     /// The liars' vector, from those of the honest (at least one); `None` for one who works, on false data.
     #[must_use]
-    pub fn vector(self, honest: &[Vec<f32>]) -> Option<Vec<f32>> {
+    pub fn vector(self, honest: &[&[f32]]) -> Option<Vec<f32>> {
         let first = honest.first()?;
         Some(match self {
             Self::SignFlip => scaled(first, -1.0),
@@ -64,7 +64,7 @@ impl Attack {
             Self::UniqueIndex => unique(first, &mean(honest)),
             Self::InnerProduct => scaled(&mean(honest), -1.0),
             Self::Little => little(honest),
-            Self::Mimic => first.clone(),
+            Self::Mimic => first.to_vec(),
             Self::LabelFlip => return None,
         })
     }
@@ -85,12 +85,12 @@ fn scaled(values: &[f32], factor: f32) -> Vec<f32> {
     values.iter().map(|value| value * factor).collect()
 }
 
-fn mean(vectors: &[Vec<f32>]) -> Vec<f32> {
+fn mean(vectors: &[&[f32]]) -> Vec<f32> {
     let sum = |i: usize| vectors.iter().map(|vector| vector[i]).sum::<f32>();
     (0..vectors[0].len()).map(|i| sum(i) / vectors.len() as f32).collect()
 }
 
-fn little(vectors: &[Vec<f32>]) -> Vec<f32> {
+fn little(vectors: &[&[f32]]) -> Vec<f32> {
     let mean = mean(vectors);
     let deviation = |i: usize| {
         let squares = vectors.iter().map(|vector| (vector[i] - mean[i]).powi(2)).sum::<f32>();
@@ -121,21 +121,21 @@ mod tests {
 
     #[test]
     fn unique_indices_are_those_that_nobody_else_would_send() {
-        let honest = vec![vec![4.0, -0.1, 3.0, 0.2], vec![5.0, 0.05, 2.0, 0.1]];
+        let honest: [&[f32]; 2] = [&[4.0, -0.1, 3.0, 0.2], &[5.0, 0.05, 2.0, 0.1]];
         let vector = Attack::UniqueIndex.vector(&honest).unwrap();
         assert_eq!(vector, [-0.1, 4.0, -0.2, -3.0]);
     }
 
     #[test]
     fn a_little_is_near_the_mean_and_against_it() {
-        let honest = vec![vec![1.0, 3.0], vec![3.0, 3.0]];
+        let honest: [&[f32]; 2] = [&[1.0, 3.0], &[3.0, 3.0]];
         assert_eq!(Attack::Little.vector(&honest).unwrap(), [0.5, 3.0]);
         assert_eq!(Attack::InnerProduct.vector(&honest).unwrap(), [-2.0, -3.0]);
     }
 
     #[test]
     fn flipped_labels_come_from_work_and_not_from_a_vector() {
-        assert_eq!(Attack::LabelFlip.vector(&[vec![1.0]]), None);
+        assert_eq!(Attack::LabelFlip.vector(&[&[1.0]]), None);
         assert_eq!(Attack::LabelFlip.text(vec![vec![vec![0, 65]]]), [[[255, 190]]]);
         assert_eq!(Attack::SignFlip.text(vec![vec![vec![65]]]), [[[65]]]);
     }

@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::attack::Attack;
 use crate::aggregate::Rule;
 use crate::config::{
-    CompressionConfig, ConfigError, ModelConfig, OptimizerConfig, OptimizerKind, Precision, ScheduleConfig,
-    TrainingConfig,
+    ConfigError, InnerState, ModelConfig, OptimizerConfig, OptimizerKind, Precision, ScheduleConfig, TrainingConfig,
+    Way,
 };
+
+/// Workers that a bench simulates at most.
+pub const MOST_WORKERS: usize = 256;
 
 /// What all runs of a series have in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,7 +117,15 @@ pub enum Kind {
         beta: f64,
         /// Outer rate.
         outer_rate: f64,
+        /// Outer momentum, agreed by all.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        outer_momentum: f64,
     },
+}
+
+/// Settings that came later are written only where they are used, so that results of before keep their names.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Kind {
@@ -124,22 +135,45 @@ impl Kind {
         matches!(self, Self::Ddp { .. } | Self::Diloco { .. })
     }
 
-    /// Steps between two exchanges, of the `inner_steps` of a round.
-    #[must_use]
-    pub fn exchange_steps(&self, inner_steps: u32) -> u32 {
-        match self {
-            Self::Ddp { .. } | Self::Demo { .. } => 1,
-            Self::Diloco { .. } | Self::Sparse { .. } => inner_steps,
-        }
-    }
-
-    /// The compression settings of a sparse arm.
-    #[must_use]
-    pub fn compression(k: usize, beta: f64) -> CompressionConfig {
-        CompressionConfig {
-            k,
-            beta,
-            ..CompressionConfig::default()
+    /// Changes the settings that all arms share to those of this one.
+    fn choose(&self, training: &mut TrainingConfig) {
+        match *self {
+            Self::Ddp { optimizer } => {
+                (training.algorithm, training.optimizer.kind) = (Way::Ddp, optimizer);
+                training.compression.algorithm = "dense".to_owned();
+                training.max_inner_steps = 1;
+            }
+            Self::Diloco { optimizer, int8 } => {
+                (training.algorithm, training.optimizer.kind) = (Way::Diloco, optimizer);
+                training.optimizer.state = InnerState::Carry;
+                training.compression.algorithm = if int8 { "int8" } else { "dense" }.to_owned();
+                // The paper's best (section 3).
+                (training.outer_rate, training.outer_momentum) = (0.7, 0.9);
+            }
+            Self::Demo { k } => {
+                training.algorithm = Way::Demo;
+                training.compression.k = k;
+                // The paper's `compression_decay`.
+                training.compression.beta = 0.999;
+                training.max_inner_steps = 1;
+            }
+            Self::Sparse {
+                optimizer,
+                carry,
+                accumulator,
+                k,
+                beta,
+                outer_rate,
+                outer_momentum,
+            } => {
+                training.optimizer.kind = optimizer;
+                if carry {
+                    training.optimizer.state = InnerState::Carry;
+                }
+                training.compression.k = k;
+                training.compression.beta = if accumulator { beta } else { 0.0 };
+                (training.outer_rate, training.outer_momentum) = (outer_rate, outer_momentum);
+            }
         }
     }
 }
@@ -183,6 +217,17 @@ pub struct Task {
     pub trouble: Trouble,
 }
 
+impl Task {
+    /// The settings of a run that trains this way.
+    #[must_use]
+    pub fn training(&self) -> TrainingConfig {
+        let mut training = self.setting.training(self.lr);
+        self.kind.choose(&mut training);
+        training.rule = self.trouble.rule;
+        training
+    }
+}
+
 /// Arms in one setting, and troubles for some of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Series {
@@ -191,6 +236,7 @@ pub struct Series {
     /// The arms.
     pub arms: Vec<Arm>,
     /// Troubles, each for the arm of that name at its best learning rate.
+    #[serde(default)]
     pub troubles: Vec<(String, Trouble)>,
 }
 
@@ -243,6 +289,49 @@ impl Plan {
             ],
         };
         Self { series }
+    }
+
+    /// Refuses what could not run: a series without arms, settings out of bounds, troubles of an arm that is not there.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field, found: &str, bound: &str, fix| ConfigError {
+            field,
+            found: found.to_owned(),
+            bound: bound.to_owned(),
+            fix,
+        };
+        if self.series.is_empty() {
+            return Err(wrong("series", "none", "at least one", "add a [[series]]"));
+        }
+        for series in &self.series {
+            let model = series.setting.model()?;
+            if series.setting.workers == 0 || series.setting.workers > MOST_WORKERS {
+                let found = series.setting.workers.to_string();
+                let bound = format!("1 to {MOST_WORKERS}");
+                return Err(wrong(
+                    "series.setting.workers",
+                    &found,
+                    &bound,
+                    "they take their turns on this machine",
+                ));
+            }
+            for task in series.trials() {
+                task.training().validate_with(&model)?;
+            }
+            for (name, _) in &series.troubles {
+                if !series.arms.iter().any(|arm| arm.name == *name) {
+                    return Err(wrong(
+                        "series.troubles",
+                        name,
+                        "the name of an arm of the series",
+                        "see series.arms",
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Only the arms whose names contain one of `words`, and their troubles; everything if there are none.
@@ -341,6 +430,7 @@ fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize) ->
         k,
         beta: 0.95,
         outer_rate: 2.0,
+        outer_momentum: 0.0,
     }
 }
 
@@ -382,16 +472,11 @@ mod tests {
     #[test]
     fn every_preset_is_made_of_valid_settings_and_names_that_exist_once() {
         for preset in [Preset::Short, Preset::Long] {
-            for series in Plan::preset(preset).series {
-                let model = series.setting.model().unwrap();
+            let plan = Plan::preset(preset);
+            plan.check().unwrap();
+            for series in plan.series {
                 for arm in &series.arms {
                     assert_eq!(series.arms.iter().filter(|other| other.name == arm.name).count(), 1);
-                    for lr in &arm.lrs {
-                        series.setting.training(*lr).validate_with(&model).unwrap();
-                    }
-                }
-                for (name, _) in &series.troubles {
-                    assert!(series.arms.iter().any(|arm| arm.name == *name), "{name}");
                 }
             }
         }

@@ -4,15 +4,17 @@ use std::time::{Duration, Instant};
 
 use datasets::{Dataset, Order};
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use super::attack::Attack;
-use super::plan::{Kind, Task};
+use super::plan::Task;
 use crate::aggregate::{Weighted, aggregate_by};
-use crate::arms::{Algorithm, ArmError, Ddp, Demo, DiLoCo, Engine, Sparse, Work};
-use crate::compress::{DenseCodec, Int8Codec};
-use crate::config::{OptimizerConfig, OptimizerKind};
-use crate::model::init_flat;
-use crate::schedule::learning_rate;
+use crate::arms::{Algorithm, ArmError, agreed_layout, algorithm};
+use crate::compress::Codec;
+use crate::config::TrainingConfig;
+use crate::eval::validation_loss;
+use crate::local::{LocalError, RoundInputs, local_round};
+use crate::model::{Model, init_flat};
 
 /// Held-out losses of a run, evenly spaced in tokens, the last at its end.
 const POINTS: u64 = 8;
@@ -90,62 +92,32 @@ impl Outcome {
 /// # Errors
 /// Settings out of bounds, or short memory.
 pub fn simulate(task: &Task, data: &Data, note: &dyn Fn(Point)) -> Result<Outcome, ArmError> {
-    let setting = &task.setting;
-    let model = setting.model().map_err(crate::local::LocalError::from)?;
-    let engine = Engine::new(&model, &setting.training(task.lr))?;
-    let params = engine.params();
-    let theta = init_flat(&model, setting.seed);
-    let steps = setting.inner_steps;
-    let optimizer = |kind: OptimizerKind| OptimizerConfig {
-        kind,
-        lr: task.lr,
-        ..OptimizerConfig::default()
-    };
-    match task.kind.clone() {
-        Kind::Ddp { optimizer: kind } => {
-            Run::new(&Ddp::new(params, &optimizer(kind))?, task, data, engine, theta).all(note)
-        }
-        Kind::Diloco {
-            optimizer: kind,
-            int8: false,
-        } => {
-            let arm = DiLoCo::new(DenseCodec::new(params)?, &optimizer(kind), steps);
-            Run::new(&arm, task, data, engine, theta).all(note)
-        }
-        Kind::Diloco {
-            optimizer: kind,
-            int8: true,
-        } => {
-            let arm = DiLoCo::new(Int8Codec::new(params)?, &optimizer(kind), steps);
-            Run::new(&arm, task, data, engine, theta).all(note)
-        }
-        Kind::Demo { k } => Run::new(&Demo::new(&engine, k)?, task, data, engine, theta).all(note),
-        Kind::Sparse {
-            optimizer: kind,
-            carry,
-            accumulator,
-            k,
-            beta,
-            outer_rate,
-        } => {
-            let arm = Sparse::new(params, &Kind::compression(k, beta), &optimizer(kind), steps, outer_rate)?
-                .carrying(carry)
-                .accumulating(accumulator);
-            Run::new(&arm, task, data, engine, theta).all(note)
-        }
-    }
+    Run::new(task, data, None)?.all(note)
 }
 
+/// What a worker comes back with.
+struct Found {
+    /// What it will encode.
+    vector: Vec<f32>,
+    /// Its inner optimizer's state, if that is carried.
+    state: Vec<f32>,
+}
+
+/// What a worker encodes: its accumulator, what it found, the bytes.
+pub(super) type Recorder<'a> = &'a mut dyn FnMut(&[f32], &[f32], &[Vec<u8>]);
+
 /// A run in progress.
-pub(super) struct Run<'a, A: Algorithm> {
-    algorithm: &'a A,
+pub(super) struct Run<'a> {
     task: &'a Task,
     data: &'a Data,
-    engine: Engine,
-    theta: Vec<f32>,
-    outer: A::Outer,
-    /// Honest workers, then liars.
-    workers: Vec<A::Own>,
+    training: TrainingConfig,
+    algorithm: Box<dyn Algorithm>,
+    model: Model,
+    /// Parameters, and what the algorithm keeps beside them.
+    agreed: Vec<f32>,
+    /// What each keeps to itself, accumulator and inner state: honest workers, then liars.
+    workers: Vec<Vec<f32>>,
+    recorder: Option<Recorder<'a>>,
     /// Honest tokens counted.
     tokens: u64,
     /// Batches handed out.
@@ -157,17 +129,25 @@ pub(super) struct Run<'a, A: Algorithm> {
     points: Vec<Point>,
 }
 
-impl<'a, A: Algorithm> Run<'a, A> {
-    fn new(algorithm: &'a A, task: &'a Task, data: &'a Data, engine: Engine, theta: Vec<f32>) -> Self {
-        let workers = task.setting.workers + task.trouble.attackers;
-        Self {
-            outer: algorithm.start(&engine),
-            workers: (0..workers).map(|_| algorithm.newcomer(&engine)).collect(),
+impl<'a> Run<'a> {
+    /// A run from the seed's parameters.
+    pub(super) fn new(task: &'a Task, data: &'a Data, recorder: Option<Recorder<'a>>) -> Result<Self, ArmError> {
+        let (setting, training) = (&task.setting, task.training());
+        let config = setting.model().map_err(LocalError::from)?;
+        training.validate_with(&config).map_err(LocalError::from)?;
+        let algorithm = algorithm(&config, &training)?;
+        let mut agreed = init_flat(&config, setting.seed);
+        agreed.resize(agreed_layout(&config, algorithm.as_ref()).total, 0.0);
+        let kept = config.param_count() + training.carried(&config);
+        Ok(Self {
+            workers: vec![vec![0.0; kept]; setting.workers + task.trouble.attackers],
+            model: Model::new(&config, Device::Cpu)?,
+            agreed,
             algorithm,
+            training,
             task,
             data,
-            engine,
-            theta,
+            recorder,
             tokens: 0,
             batches: 0,
             exchanges: 0,
@@ -175,14 +155,7 @@ impl<'a, A: Algorithm> Run<'a, A> {
             bytes: 0,
             worked: Duration::ZERO,
             points: Vec::new(),
-        }
-    }
-
-    /// A run from the seed's parameters.
-    pub(super) fn start(algorithm: &'a A, task: &'a Task, data: &'a Data, engine: Engine) -> Result<Self, ArmError> {
-        let model = task.setting.model().map_err(crate::local::LocalError::from)?;
-        let theta = init_flat(&model, task.setting.seed);
-        Ok(Self::new(algorithm, task, data, engine, theta))
+        })
     }
 
     /// So many exchanges and no evaluation.
@@ -206,7 +179,7 @@ impl<'a, A: Algorithm> Run<'a, A> {
         }
         Ok(Outcome {
             task: self.task.clone(),
-            params: self.engine.params(),
+            params: self.params(),
             contribution_bytes: self.contribution_bytes(),
             points: self.points,
             work_seconds: self.worked.as_secs_f64(),
@@ -214,44 +187,59 @@ impl<'a, A: Algorithm> Run<'a, A> {
         })
     }
 
+    fn params(&self) -> usize {
+        self.algorithm.codec().params()
+    }
+
     /// One exchange: work, encode, sum, advance.
     fn exchange(&mut self) -> Result<(), ArmError> {
         let setting = &self.task.setting;
-        let lr = learning_rate(&setting.training(self.task.lr), self.tokens);
-        let steps = self.algorithm.inner_steps();
+        let steps = self.training.max_inner_steps;
         let round = self.exchanges / u64::from((setting.inner_steps / steps).max(1));
         let honest: Vec<usize> = (0..setting.workers)
             .filter(|worker| !self.misses(round, *worker))
             .collect();
-        let mut vectors = Vec::with_capacity(self.workers.len());
+        let mut found = Vec::with_capacity(self.workers.len());
         for worker in &honest {
-            vectors.push(self.work(*worker, lr, None)?);
+            found.push(self.work(*worker, None)?);
         }
         let mut present = honest.clone();
         if let (Some(attack), false) = (self.task.trouble.attack, honest.is_empty()) {
             let liars = setting.workers..self.workers.len();
             present.extend(liars.clone());
+            let vectors: Vec<&[f32]> = found.iter().map(|found| &found.vector[..]).collect();
             let crafted = attack.vector(&vectors);
             for liar in liars {
-                vectors.push(match &crafted {
-                    Some(vector) => vector.clone(),
-                    None => self.work(liar, lr, Some(attack))?,
+                found.push(match &crafted {
+                    Some(vector) => Found {
+                        vector: vector.clone(),
+                        state: self.workers[liar][self.params()..].to_vec(),
+                    },
+                    None => self.work(liar, Some(attack))?,
                 });
             }
         }
-        self.sum(&present, &vectors, lr)?;
+        let tokens = honest.len() as u64 * u64::from(steps) * setting.step_tokens();
+        self.sum(&present, found, tokens)?;
         self.exchanges += 1;
-        self.tokens += honest.len() as u64 * u64::from(steps) * setting.step_tokens();
+        self.tokens += tokens;
         Ok(())
     }
 
     /// Encodes, sums and applies.
-    fn sum(&mut self, present: &[usize], vectors: &[Vec<f32>], lr: f64) -> Result<(), ArmError> {
+    fn sum(&mut self, present: &[usize], found: Vec<Found>, honest_tokens: u64) -> Result<(), ArmError> {
+        let (codec, params) = (self.algorithm.codec(), self.algorithm.codec().params());
         let mut encoded = Vec::with_capacity(present.len());
-        for (worker, vector) in present.iter().zip(vectors) {
-            encoded.push(self.algorithm.encode(&self.workers[*worker], vector)?);
+        for (worker, Found { vector, state }) in present.iter().zip(found) {
+            let own = &self.workers[*worker][..params];
+            let mut one = codec.encode_with(own, &vector, 1)?;
+            if let Some(record) = &mut self.recorder {
+                record(own, &vector, &one.shards);
+            }
+            one.accumulator.extend(state);
+            encoded.push(one);
         }
-        let tokens = u64::from(self.algorithm.inner_steps()) * self.task.setting.step_tokens();
+        let tokens = u64::from(self.training.max_inner_steps) * self.task.setting.step_tokens();
         let weighted: Vec<Weighted<'_, Vec<u8>>> = encoded
             .iter()
             .map(|encoded| Weighted {
@@ -259,21 +247,21 @@ impl<'a, A: Algorithm> Run<'a, A> {
                 shards: &encoded.shards,
             })
             .collect();
-        let update = aggregate_by(self.algorithm.codec(), &weighted, self.task.trouble.rule, 1, Vec::new())?;
+        let update = aggregate_by(codec, &weighted, self.training.rule, 1, Vec::new())?;
         let bytes: usize = encoded.iter().flat_map(|encoded| &encoded.shards).map(Vec::len).sum();
         self.bytes += bytes as u64;
         self.contributions += encoded.len() as u64;
         for (worker, encoded) in present.iter().zip(encoded) {
-            self.algorithm.counted(&mut self.workers[*worker], encoded);
+            self.workers[*worker] = encoded.accumulator;
         }
-        self.algorithm
-            .advance(&mut self.engine, &mut self.theta, &mut self.outer, &update, lr)
+        self.algorithm.advance(&mut self.agreed, &update, honest_tokens, 1)
     }
 
     /// What a worker finds on the next batches; a liar's are spoiled and not taken from the honest.
-    fn work(&mut self, worker: usize, lr: f64, attack: Option<Attack>) -> Result<Vec<f32>, ArmError> {
+    fn work(&mut self, worker: usize, attack: Option<Attack>) -> Result<Found, ArmError> {
         let sequences = self.task.setting.batch_sequences;
-        let steps = u64::from(self.algorithm.inner_steps());
+        let steps = u64::from(self.training.max_inner_steps);
+        let params = self.params();
         let batch = |number: u64| {
             let position = number * sequences as u64;
             self.data.set.batch(&self.data.order, position, sequences)
@@ -284,14 +272,21 @@ impl<'a, A: Algorithm> Run<'a, A> {
             None => self.batches += steps,
         }
         let began = Instant::now();
-        let work = Work {
-            theta: &self.theta,
-            lr,
-            batches: &batches,
+        let inputs = RoundInputs {
+            theta: &self.agreed[..params],
+            state: &self.workers[worker][params..],
+            global_tokens: self.tokens,
+            batches: &mut |step| batches.get(step as usize).cloned(),
+            keep_going: &mut |_| true,
+            observe: &mut |_, _| (),
         };
-        let vector = self.algorithm.work(&mut self.engine, &mut self.workers[worker], work)?;
+        let local = local_round(&mut self.model, &self.training, inputs)?;
+        let vector = self.algorithm.vector(local.delta);
         self.worked += began.elapsed();
-        Ok(vector)
+        Ok(Found {
+            vector,
+            state: local.state,
+        })
     }
 
     /// Whether a worker is away for a round: the same in every arm.
@@ -309,7 +304,11 @@ impl<'a, A: Algorithm> Run<'a, A> {
             tokens: self.tokens,
             exchanges: self.exchanges,
             bytes: self.contribution_bytes() * self.exchanges as f64,
-            loss: self.engine.evaluate(&self.theta, &self.data.held_out)?,
+            loss: validation_loss(
+                &mut self.model,
+                &self.agreed[..self.algorithm.codec().params()],
+                &self.data.held_out,
+            )?,
         };
         self.points.push(point);
         Ok(point)

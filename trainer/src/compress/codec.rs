@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use super::block::{BlockCoder, split_block};
 use super::dense::DenseCodec;
+use super::int8::Int8Codec;
 use super::parallel::available_threads;
 use super::quantize::SCALES;
 use super::{CodecError, DecodeError, Encoded, SparseCodec, norm_squared};
+use crate::config::CompressionConfig;
 
 /// Fraction bits of a clip factor.
 pub const CLIP_BITS: u32 = 32;
@@ -199,22 +201,38 @@ pub enum AnyCodec {
     Sparse(SparseCodec),
     /// Every value.
     Dense(DenseCodec),
+    /// Every value, in eight bits.
+    Int8(Int8Codec),
 }
 
-/// [`Codec::Reader`] of either.
+/// [`Codec::Reader`] of any.
 pub enum AnyReader {
     /// Of sparse contributions.
     Sparse(BlockCoder),
-    /// Dense ones need nothing.
-    Dense,
+    /// Those that hold every value need nothing.
+    Whole,
 }
 
-/// [`Codec::Factor`] of either.
+/// [`Codec::Factor`] of any.
 pub enum AnyFactor {
     /// Of a sparse contribution.
     Sparse(Box<Table>),
-    /// Of a dense one.
-    Dense(super::whole::Factor),
+    /// Of one that holds every value.
+    Whole(super::whole::Factor),
+}
+
+impl AnyCodec {
+    /// The codec that a run's settings choose, for a model of `params` parameters.
+    ///
+    /// # Errors
+    /// A setting outside its bounds.
+    pub fn new(params: usize, config: &CompressionConfig) -> Result<Self, CodecError> {
+        Ok(match config.algorithm.as_str() {
+            "dense" => Self::Dense(DenseCodec::new(params)?),
+            "int8" => Self::Int8(Int8Codec::new(params)?),
+            _ => Self::Sparse(SparseCodec::new(params, config.chunk, config.k, config.beta as f32)?),
+        })
+    }
 }
 
 /// Calls a method of whichever codec it is.
@@ -223,6 +241,7 @@ macro_rules! either {
         match $self {
             AnyCodec::Sparse($codec) => $call,
             AnyCodec::Dense($codec) => $call,
+            AnyCodec::Int8($codec) => $call,
         }
     };
 }
@@ -270,14 +289,15 @@ impl Codec for AnyCodec {
     fn reader(&self) -> AnyReader {
         match self {
             Self::Sparse(codec) => AnyReader::Sparse(codec.reader()),
-            Self::Dense(_) => AnyReader::Dense,
+            Self::Dense(_) | Self::Int8(_) => AnyReader::Whole,
         }
     }
 
     fn factor(&self, clip: u64, weight: u64) -> AnyFactor {
         match self {
             Self::Sparse(codec) => AnyFactor::Sparse(Box::new(codec.factor(clip, weight))),
-            Self::Dense(codec) => AnyFactor::Dense(codec.factor(clip, weight)),
+            Self::Dense(codec) => AnyFactor::Whole(codec.factor(clip, weight)),
+            Self::Int8(codec) => AnyFactor::Whole(codec.factor(clip, weight)),
         }
     }
 
@@ -293,7 +313,8 @@ impl Codec for AnyCodec {
             (Self::Sparse(codec), AnyReader::Sparse(reader), AnyFactor::Sparse(factor)) => {
                 codec.add(reader, block, bytes, factor, sums)
             }
-            (Self::Dense(codec), _, AnyFactor::Dense(factor)) => codec.add(&mut (), block, bytes, factor, sums),
+            (Self::Dense(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, sums),
+            (Self::Int8(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, sums),
             _ => unreachable!("reader and factor come from the codec that reads"),
         }
     }
@@ -302,6 +323,7 @@ impl Codec for AnyCodec {
         match (self, reader) {
             (Self::Sparse(codec), AnyReader::Sparse(reader)) => codec.inner(reader, block, bytes, sums),
             (Self::Dense(codec), _) => codec.inner(&mut (), block, bytes, sums),
+            (Self::Int8(codec), _) => codec.inner(&mut (), block, bytes, sums),
             _ => unreachable!("the reader comes from the codec that reads"),
         }
     }

@@ -87,6 +87,15 @@ impl Layout {
         layout
     }
 
+    /// This layout with more tensors behind its own, `(name, elements)` each: parameters that are agreed on, and no part of the model.
+    #[must_use]
+    pub fn with_more(mut self, tensors: &[(&str, usize)]) -> Self {
+        for (name, len) in tensors {
+            self.push((*name).to_owned(), &[*len]);
+        }
+        self
+    }
+
     /// The tensor called `name`, if there is one.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.name == name)
