@@ -1,6 +1,7 @@
 //! The contributions of one round, summed as integers: the same bits in any order, on any hardware and any number of threads.
 //!
-//! 1. Every contribution has a *norm*: the integer square root of its exact squared norm, in units of `2^-32`.
+//! 1. Where a codec has a scale for each chunk, scales above twice the *median* of that chunk's count as twice the median
+//!    ([`Codec::caps`]). Every contribution has a *norm*: the integer square root of its exact squared norm, in units of `2^-32`.
 //! 2. Norms above the *median* are clipped to it by a factor `floor(median * 2^32 / norm) / 2^32`. The median is taken over
 //!    contributions that count and say something, by weight, the lower of two: whatever less than half of the weight sends,
 //!    it lies within the norms of the rest, and splitting into many small members moves nothing.
@@ -28,7 +29,7 @@ mod agreement;
 
 use std::ops::Range;
 
-use crate::compress::codec::CLIP_BITS;
+use crate::compress::codec::{CLIP_BITS, Caps};
 use crate::compress::parallel::{available_threads, run, split};
 use crate::compress::quantize::VALUE_BITS;
 use crate::compress::{Codec, DecodeError, resize};
@@ -146,7 +147,7 @@ impl Rule {
 pub struct Share {
     /// Its weight in the sum.
     pub weight: u64,
-    /// Its norm in units of `2^-32`, rounded down.
+    /// Its norm in units of `2^-32`, rounded down; with scales above the caps cut to them.
     pub norm: u64,
     /// What it was scaled by, in units of `2^-32`: `2^32` is not clipped.
     pub clip: u64,
@@ -235,13 +236,26 @@ pub fn aggregate_by<C: Codec, S: AsRef<[u8]> + Sync>(
     mut sums: Vec<i64>,
 ) -> Result<Update, AggregateError> {
     let blocks = split_all(codec, contributions)?;
-    let mut shares = shares(codec, contributions, &blocks)?;
+    let weights = weights(contributions)?;
+    let caps = match rule {
+        Rule::Mean => Caps::default(),
+        Rule::MedianNorm | Rule::Agreement => codec
+            .caps(&blocks, &weights)
+            .map_err(|(contribution, source)| AggregateError::Decode { contribution, source })?,
+    };
+    let round = Round {
+        codec,
+        blocks: &blocks,
+        caps: &caps,
+        threads,
+    };
+    let mut shares = round.shares(&weights)?;
     if rule != Rule::Mean {
         clip_to_median(&mut shares);
     }
-    sum(codec, &blocks, &shares, threads, &mut sums)?;
-    if rule == Rule::Agreement && agreement::keep_agreeing(codec, &blocks, &mut shares, threads, &sums)? {
-        sum(codec, &blocks, &shares, threads, &mut sums)?;
+    round.sum(&shares, &mut sums)?;
+    if rule == Rule::Agreement {
+        agreement::keep_agreeing(&round, &mut shares, &mut sums)?;
     }
     let total_weight = shares.iter().map(|share| share.weight).sum();
     Ok(Update {
@@ -251,29 +265,69 @@ pub fn aggregate_by<C: Codec, S: AsRef<[u8]> + Sync>(
     })
 }
 
-/// Sums all contributions by their shares, whatever `sums` held before.
-fn sum<C: Codec>(
-    codec: &C,
-    blocks: &[Vec<&[u8]>],
-    shares: &[Share],
+/// The contributions of a round, cut into blocks, and what they are held to.
+struct Round<'a, C: Codec> {
+    codec: &'a C,
+    blocks: &'a [Vec<&'a [u8]>],
+    caps: &'a Caps,
     threads: usize,
-    sums: &mut Vec<i64>,
-) -> Result<(), AggregateError> {
-    let factors: Vec<C::Factor> = shares
-        .iter()
-        .map(|share| codec.factor(share.clip, share.weight))
-        .collect();
-    resize(sums, codec.params());
-    let mut rest = &mut sums[..];
-    let mut jobs = Vec::new();
-    for range in split(codec.blocks(), threads) {
-        let part;
-        (part, rest) = rest.split_at_mut(codec.blocks_params(range.clone()).len());
-        let factors = &factors;
-        jobs.push(move || add_blocks(codec, range, blocks, factors, part));
+}
+
+impl<C: Codec> Round<'_, C> {
+    /// Norms beside the weights; nothing is clipped yet.
+    fn shares(&self, weights: &[u64]) -> Result<Vec<Share>, AggregateError> {
+        let share = |(contribution, (weight, blocks)): (usize, (&u64, &Vec<&[u8]>))| {
+            let squared = self.codec.norm_squared(blocks, self.caps);
+            let squared = squared.map_err(|source| AggregateError::Decode { contribution, source })?;
+            Ok(Share {
+                weight: *weight,
+                // Rounded down, in units of 2^-32: fewer than 2^41 values below 2^36.
+                norm: squared.isqrt() as u64,
+                clip: 1 << CLIP_BITS,
+            })
+        };
+        weights.iter().zip(self.blocks).enumerate().map(share).collect()
     }
-    // Of several errors the one in the first range is told, whoever found it first.
-    run(jobs).into_iter().collect()
+
+    /// Sums all contributions by their shares, whatever `sums` held before.
+    fn sum(&self, shares: &[Share], sums: &mut Vec<i64>) -> Result<(), AggregateError> {
+        let factors: Vec<C::Factor> = shares
+            .iter()
+            .map(|share| self.codec.factor(share.clip, share.weight))
+            .collect();
+        resize(sums, self.codec.params());
+        let mut rest = &mut sums[..];
+        let mut jobs = Vec::new();
+        for range in split(self.codec.blocks(), self.threads) {
+            let part;
+            (part, rest) = rest.split_at_mut(self.codec.blocks_params(range.clone()).len());
+            let factors = &factors;
+            jobs.push(move || self.add_blocks(range, factors, part));
+        }
+        // Of several errors the one in the first range is told, whoever found it first.
+        run(jobs).into_iter().collect()
+    }
+
+    /// Adds a range of blocks of all contributions to their sums, block by block, so that the sums of one stay in the cache.
+    fn add_blocks(
+        &self,
+        range: Range<usize>,
+        factors: &[C::Factor],
+        mut sums: &mut [i64],
+    ) -> Result<(), AggregateError> {
+        let mut reader = self.codec.reader();
+        for block in range {
+            let part;
+            (part, sums) = sums.split_at_mut(self.codec.blocks_params(block..block + 1).len());
+            part.fill(0);
+            for (contribution, (blocks, factor)) in self.blocks.iter().zip(factors).enumerate() {
+                self.codec
+                    .add(&mut reader, block, blocks[block], factor, self.caps, part)
+                    .map_err(|source| AggregateError::Decode { contribution, source })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The blocks of every contribution.
@@ -289,28 +343,13 @@ fn split_all<'a, C: Codec, S: AsRef<[u8]>>(
     contributions.iter().enumerate().map(split).collect()
 }
 
-/// Weights, from tokens, and norms; nothing is clipped yet.
-fn shares<S: AsRef<[u8]>>(
-    codec: &impl Codec,
-    contributions: &[Weighted<'_, S>],
-    blocks: &[Vec<&[u8]>],
-) -> Result<Vec<Share>, AggregateError> {
-    let max_tokens = contributions.iter().map(|weighted| weighted.tokens).max().unwrap_or(0);
-    let bits = check_bits(contributions.len(), max_tokens)?;
-    let mut shares = Vec::with_capacity(contributions.len());
-    for (contribution, (weighted, blocks)) in contributions.iter().zip(blocks).enumerate() {
-        let squared = codec.norm_squared(blocks);
-        let squared = squared.map_err(|source| AggregateError::Decode { contribution, source })?;
-        // Rounded down, in units of 2^-32: fewer than 2^41 values below 2^36.
-        let norm = squared.isqrt() as u64;
-        let weight = (weighted.tokens >> bits.shift).max(weighted.tokens.min(1));
-        shares.push(Share {
-            weight,
-            norm,
-            clip: 1 << CLIP_BITS,
-        });
-    }
-    Ok(shares)
+/// Weights, from tokens.
+fn weights<S: AsRef<[u8]>>(contributions: &[Weighted<'_, S>]) -> Result<Vec<u64>, AggregateError> {
+    let tokens = || contributions.iter().map(|weighted| weighted.tokens);
+    let bits = check_bits(contributions.len(), tokens().max().unwrap_or(0))?;
+    Ok(tokens()
+        .map(|tokens| (tokens >> bits.shift).max(tokens.min(1)))
+        .collect())
 }
 
 /// Clips the norms above the median to it.
@@ -339,28 +378,6 @@ fn median_norm(shares: &[Share]) -> u64 {
         }
     }
     0
-}
-
-/// Adds a range of blocks of all contributions to their sums, block by block, so that the sums of one stay in the cache.
-fn add_blocks<C: Codec>(
-    codec: &C,
-    range: Range<usize>,
-    contributions: &[Vec<&[u8]>],
-    factors: &[C::Factor],
-    mut sums: &mut [i64],
-) -> Result<(), AggregateError> {
-    let mut reader = codec.reader();
-    for block in range {
-        let part;
-        (part, sums) = sums.split_at_mut(codec.blocks_params(block..block + 1).len());
-        part.fill(0);
-        for (contribution, (blocks, factor)) in contributions.iter().zip(factors).enumerate() {
-            codec
-                .add(&mut reader, block, blocks[block], factor, part)
-                .map_err(|source| AggregateError::Decode { contribution, source })?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -46,6 +46,66 @@ fn weights(update: &Update) -> Vec<u64> {
     update.shares().iter().map(|share| share.weight).collect()
 }
 
+/// Workers whose contributions hardly meet, as accumulators make them: all find the same, each a quarter of it first.
+fn taking_turns() -> Vec<Vec<f32>> {
+    let common = heavy_tailed(PARAMS, 1);
+    let worker = |worker: usize| {
+        let noise = heavy_tailed(PARAMS, 200 + worker as u64);
+        let turn = |(i, value): (usize, &f32)| if i % 4 == worker { *value } else { 0.05 * value };
+        let own = common.iter().enumerate().map(turn);
+        own.zip(noise).map(|(own, noise)| own + 0.01 * noise).collect()
+    };
+    (0..4).map(worker).collect()
+}
+
+#[test]
+fn the_honest_peer_that_a_liar_mirrors_stays() {
+    let codec = DenseCodec::new(PARAMS).unwrap();
+    let mut vectors = taking_turns();
+    let tokens = [1000; 5];
+    assert_eq!(
+        weights(&sum(&codec, &vectors, &tokens[..4], Rule::Agreement, 1)),
+        [1000; 4],
+        "they agree a little"
+    );
+    vectors.push(negated(&vectors[2]));
+    // Against its mirror image the honest one points away from the sum of the others, until the image is gone.
+    assert_eq!(
+        weights(&sum(&codec, &vectors, &tokens, Rule::Agreement, 1)),
+        [1000, 1000, 1000, 1000, 0]
+    );
+}
+
+#[test]
+fn large_scales_everywhere_gain_a_liar_nothing() {
+    // Every other chunk has values a hundred times smaller.
+    let codec = SparseCodec::new(PARAMS, 4096, 64, 0.95).unwrap();
+    let uneven = |values: &Vec<f32>| -> Vec<f32> {
+        let scale = |i: usize| if i / 4096 % 2 == 0 { 0.01 } else { 1e-4 };
+        values.iter().enumerate().map(|(i, value)| value * scale(i)).collect()
+    };
+    let mut vectors: Vec<Vec<f32>> = honest(4).iter().map(uneven).collect();
+    let share = |vectors: &[Vec<f32>], rule| {
+        let own = sum(&codec, &vectors[4..], &[1000], Rule::Mean, 1);
+        let all = sum(&codec, vectors, &[1000; 5], rule, 1);
+        let without = sum(&codec, &vectors[..4], &[1000; 4], rule, 1);
+        // What the liar adds in the small chunks, beside what the four do.
+        let small = |i: usize| i / 4096 % 2 == 1 && own.sums()[i] != 0;
+        let (mut added, mut honest) = (0f64, 0f64);
+        for i in 0..PARAMS {
+            honest += f64::from(i32::from(i / 4096 % 2 == 1)) * (without.sums()[i] as f64).powi(2);
+            added += f64::from(i32::from(small(i))) * ((all.sums()[i] - without.sums()[i]) as f64).powi(2);
+        }
+        (added / honest).sqrt()
+    };
+    vectors.push(negated(&vectors[0]));
+    let plain = share(&vectors, Rule::MedianNorm);
+    vectors[4] = vectors[4].iter().map(|value| value * 1000.0).collect();
+    let thousandfold = share(&vectors, Rule::MedianNorm);
+    assert!(plain > 0.1, "{plain}");
+    assert!(thousandfold < 2.5 * plain, "{thousandfold} of {plain}");
+}
+
 fn one_against_four<C: Codec>(codec: &C) {
     let mut vectors = honest(4);
     vectors.push(negated(&vectors[0]));

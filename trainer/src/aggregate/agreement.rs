@@ -6,14 +6,18 @@
 //!
 //! 1. All are summed as usual. The *agreement* of a contribution is its inner product with that sum less its own part in it, exact in integers but for the
 //!    low bits of the sums.
-//! 2. Those whose agreement is negative do not count: neither in the sum nor in the total weight.
-//! 3. Unless they have half of the weight or more, or fewer than three contributions say something: then there is no rest to go by, and all count.
+//! 2. If any agreement is negative, the contribution with the lowest, by what it would add to the sum, does not count: neither in the sum nor in the
+//!    total weight. Then all is done again without it. One at a time, because a liar who mirrors an honest peer makes that one look bad, too, until
+//!    the liar is gone.
+//! 3. If half of the weight or more would go this way, or fewer than three contributions say something, there is no rest to go by, and all count.
 //!
 //! Votes on single parameters, trimmed means and medians do not suit sparse contributions: nine tenths of what is sent is sent by one worker
 //! alone, and would be thrown away. What agrees a little is kept, also from liars ("a little is enough", mimics); they are held to the
 //! median norm as before.
 
-use super::{AggregateError, Share};
+use std::ops::Range;
+
+use super::{AggregateError, Round, Share};
 use crate::compress::Codec;
 use crate::compress::codec::{CLIP_BITS, INNER_BITS};
 use crate::compress::parallel::{run, split};
@@ -21,37 +25,40 @@ use crate::compress::parallel::{run, split};
 /// Fewest contributions that can disagree.
 const FEWEST: usize = 3;
 
-/// Sets the weight of contributions that point away from the rest to zero, and says whether there are any. `sums` are those of all.
+/// Sets the weight of contributions that point away from the rest to zero, and sums without them. `sums` are those of all.
 pub(super) fn keep_agreeing<C: Codec>(
-    codec: &C,
-    blocks: &[Vec<&[u8]>],
+    round: &Round<'_, C>,
     shares: &mut [Share],
-    threads: usize,
-    sums: &[i64],
-) -> Result<bool, AggregateError> {
+    sums: &mut Vec<i64>,
+) -> Result<(), AggregateError> {
+    let all = shares.to_vec();
     let speaking = |share: &Share| share.norm > 0 && share.weight > 0;
-    if shares.iter().filter(|share| speaking(share)).count() < FEWEST {
-        return Ok(false);
-    }
-    let inner = inner(codec, blocks, threads, sums)?;
-    let away: Vec<bool> = shares
-        .iter()
-        .zip(inner)
-        .map(|(share, inner)| speaking(share) && inner < own_part(share))
-        .collect();
-    let weight = |wanted: bool| -> u128 {
-        let of = shares.iter().zip(&away).filter(|(_, away)| **away == wanted);
-        of.filter(|(share, _)| speaking(share))
-            .map(|(share, _)| u128::from(share.weight))
-            .sum()
+    let weight = |shares: &[Share]| -> u128 {
+        let weights = shares.iter().filter(|share| speaking(share));
+        weights.map(|share| u128::from(share.weight)).sum()
     };
-    if weight(true) == 0 || weight(true) >= weight(false) {
-        return Ok(false);
+    while shares.iter().filter(|share| speaking(share)).count() >= FEWEST {
+        let agreements = round.inner(sums)?.into_iter().zip(&*shares).enumerate();
+        let lowest = agreements
+            .filter(|(_, (_, share))| speaking(share))
+            .map(|(place, (inner, share))| (felt(inner - own_part(share), share), place))
+            .min_by(|(a, _), (b, _)| a.total_cmp(b));
+        let Some((_, place)) = lowest.filter(|(felt, _)| *felt < 0.0) else {
+            return Ok(());
+        };
+        shares[place].weight = 0;
+        if 2 * weight(shares) <= weight(&all) {
+            shares.copy_from_slice(&all);
+            return round.sum(shares, sums);
+        }
+        round.sum(shares, sums)?;
     }
-    for (share, _) in shares.iter_mut().zip(&away).filter(|(_, away)| **away) {
-        share.weight = 0;
-    }
-    Ok(true)
+    Ok(())
+}
+
+/// An agreement as the sum feels it: times clip and weight. Only its order counts, and each operation is one that every processor rounds alike.
+fn felt(agreement: i128, share: &Share) -> f64 {
+    agreement as f64 * (u128::from(share.clip) * u128::from(share.weight)) as f64
 }
 
 /// What a contribution's own part in the sums makes of its inner product with them, rounded down: `norm^2 * clip * weight` in the units of
@@ -66,34 +73,34 @@ fn own_part(share: &Share) -> i128 {
     part as i128 // below 2^116
 }
 
-/// The inner product of every contribution with the sums.
-fn inner<C: Codec>(
-    codec: &C,
-    blocks: &[Vec<&[u8]>],
-    threads: usize,
-    sums: &[i64],
-) -> Result<Vec<i128>, AggregateError> {
-    let some = |range: std::ops::Range<usize>| {
-        let mut reader = codec.reader();
-        let mut products = vec![0; blocks.len()];
+impl<C: Codec> Round<'_, C> {
+    /// The inner product of every contribution with the sums.
+    fn inner(&self, sums: &[i64]) -> Result<Vec<i128>, AggregateError> {
+        let jobs = split(self.codec.blocks(), self.threads)
+            .map(|range| move || self.inner_of(range, sums))
+            .collect();
+        let mut all = vec![0; self.blocks.len()];
+        for products in run(jobs) {
+            for (all, part) in all.iter_mut().zip(products?) {
+                *all += part;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The same over some blocks.
+    fn inner_of(&self, range: Range<usize>, sums: &[i64]) -> Result<Vec<i128>, AggregateError> {
+        let mut reader = self.codec.reader();
+        let mut products = vec![0; self.blocks.len()];
         for block in range {
-            let sums = &sums[codec.blocks_params(block..block + 1)];
-            for (contribution, (product, blocks)) in products.iter_mut().zip(blocks).enumerate() {
-                *product += codec
-                    .inner(&mut reader, block, blocks[block], sums)
+            let sums = &sums[self.codec.blocks_params(block..block + 1)];
+            for (contribution, (product, blocks)) in products.iter_mut().zip(self.blocks).enumerate() {
+                *product += self
+                    .codec
+                    .inner(&mut reader, block, blocks[block], self.caps, sums)
                     .map_err(|source| AggregateError::Decode { contribution, source })?;
             }
         }
         Ok(products)
-    };
-    let jobs = split(codec.blocks(), threads)
-        .map(|range| move || some(range))
-        .collect();
-    let mut all = vec![0; blocks.len()];
-    for products in run(jobs) {
-        for (all, part) in all.iter_mut().zip(products?) {
-            *all += part;
-        }
     }
-    Ok(all)
 }

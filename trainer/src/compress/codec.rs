@@ -60,11 +60,18 @@ pub trait Codec: Sync {
     /// # Errors
     /// Shards or blocks of a length that cannot be.
     fn split<'a, S: AsRef<[u8]>>(&self, shards: &'a [S]) -> Result<Vec<&'a [u8]>, DecodeError>;
-    /// The squared norm in units of `2^-64`, exact.
+    /// The largest that a value of each chunk may count as, from what contributions of these weights say; none, where a codec has no scales.
+    ///
+    /// # Errors
+    /// The place of a contribution that does not decode, where it has to read it.
+    fn caps(&self, _contributions: &[Vec<&[u8]>], _weights: &[u64]) -> Result<Caps, (usize, DecodeError)> {
+        Ok(Caps::default())
+    }
+    /// The squared norm in units of `2^-64`, exact; with values above the caps cut off.
     ///
     /// # Errors
     /// Where it has to read what does not decode.
-    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError>;
+    fn norm_squared(&self, blocks: &[&[u8]], caps: &Caps) -> Result<u128, DecodeError>;
     /// A reader for one thread.
     fn reader(&self) -> Self::Reader;
     /// Prepares `floor(value * clip * weight / 2^32)`: `clip` is at most `2^32`, and value, weight and peers have 62 bits together.
@@ -79,13 +86,49 @@ pub trait Codec: Sync {
         block: usize,
         bytes: &[u8],
         factor: &Self::Factor,
+        caps: &Caps,
         sums: &mut [i64],
     ) -> Result<(), DecodeError>;
-    /// The inner product of a block's values, in units of `2^-32`, with their parameters' sums, each divided by `2^`[`INNER_BITS`] and rounded down.
+    /// The inner product of a block's values, in units of `2^-32`, with their parameters' sums, each divided by `2^`[`INNER_BITS`] and rounded down;
+    /// with values above the caps cut off.
     ///
     /// # Errors
     /// As [`Codec::check`].
-    fn inner(&self, reader: &mut Self::Reader, block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError>;
+    fn inner(
+        &self,
+        reader: &mut Self::Reader,
+        block: usize,
+        bytes: &[u8],
+        caps: &Caps,
+        sums: &[i64],
+    ) -> Result<i128, DecodeError>;
+}
+
+/// The highest scale code that counts in each chunk of the model; nothing is cut off where there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caps(Vec<u8>);
+
+impl Caps {
+    /// Codes above the median that still count in full: an octave, twice the median's scale. Scales of honest peers in one chunk are closer.
+    const SLACK: u8 = 8;
+
+    fn cut(&self, chunk: usize, code: u8) -> u8 {
+        self.0.get(chunk).map_or(code, |cap| code.min(*cap))
+    }
+}
+
+/// The lower weighted median of codes that are not zero: 0 if there is none. `voices` is left sorted.
+fn median_code(voices: &mut [(u8, u64)]) -> u8 {
+    voices.sort_unstable();
+    let total: u128 = voices.iter().map(|(_, weight)| u128::from(*weight)).sum();
+    let mut below = 0;
+    for (code, weight) in voices {
+        below += u128::from(*weight);
+        if 2 * below >= total {
+            return *code;
+        }
+    }
+    0
 }
 
 /// Bits that a sum loses before it is multiplied by a value: 38 are left, and fewer than 2^41 products below 2^74 stay below 2^115.
@@ -130,15 +173,41 @@ impl Codec for SparseCodec {
         self.geometry().split_shards(shards)
     }
 
+    /// Twice the median of each chunk's scales: without it, who sends large scales everywhere has as much say as the rest where scales are tiny, for the
+    /// norm of the whole hardly tells.
+    fn caps(&self, contributions: &[Vec<&[u8]>], weights: &[u64]) -> Result<Caps, (usize, DecodeError)> {
+        let geometry = self.geometry();
+        let mut caps = Vec::with_capacity(geometry.params.div_ceil(geometry.chunk));
+        let mut voices = Vec::with_capacity(contributions.len());
+        for block in 0..geometry.blocks() {
+            let chunks = geometry.block_chunks(block).len();
+            let mut codes = Vec::with_capacity(contributions.len());
+            for (place, blocks) in contributions.iter().enumerate() {
+                let (_, own, _) = split_block(block, chunks, blocks[block]).map_err(|error| (place, error))?;
+                codes.push(own);
+            }
+            for chunk in 0..chunks {
+                voices.clear();
+                let of = codes.iter().zip(weights).map(|(codes, weight)| (codes[chunk], *weight));
+                voices.extend(of.filter(|(code, weight)| *code > 0 && *weight > 0));
+                caps.push(median_code(&mut voices).saturating_add(Caps::SLACK));
+            }
+        }
+        Ok(Caps(caps))
+    }
+
     /// From scale codes alone. Fewer than 2^41 values below 2^36 make a sum below 2^113.
-    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError> {
+    fn norm_squared(&self, blocks: &[&[u8]], caps: &Caps) -> Result<u128, DecodeError> {
         let geometry = self.geometry();
         let mut squared = 0;
         for (block, bytes) in blocks.iter().enumerate() {
             let chunks = geometry.block_chunks(block);
             let (_, codes, _) = split_block(block, chunks.len(), bytes)?;
             for (chunk, code) in chunks.zip(codes) {
-                squared += norm_squared(*code, geometry.k.min(geometry.chunk_params(chunk).len()));
+                squared += norm_squared(
+                    caps.cut(chunk, *code),
+                    geometry.k.min(geometry.chunk_params(chunk).len()),
+                );
             }
         }
         Ok(squared)
@@ -160,6 +229,7 @@ impl Codec for SparseCodec {
         block: usize,
         bytes: &[u8],
         factor: &Table,
+        caps: &Caps,
         sums: &mut [i64],
     ) -> Result<(), DecodeError> {
         let geometry = self.geometry();
@@ -167,7 +237,7 @@ impl Codec for SparseCodec {
         reader.unpack(block, bytes, |chunk| {
             let own = geometry.chunk_params(chunk.number);
             let sums = &mut sums[own.start - first..own.end - first];
-            let step = factor.0[usize::from(chunk.code)];
+            let step = factor.0[usize::from(caps.cut(chunk.number, chunk.code))];
             chunk.for_each(|index, negative| {
                 let sign = -i64::from(negative); // 0 or -1: x ^ -1 - -1 is -x
                 sums[index] += (step ^ sign) - sign;
@@ -176,7 +246,14 @@ impl Codec for SparseCodec {
     }
 
     /// The signed sums of a chunk first, since they share a scale: at most 2^16 of 2^38 fit 64 bits.
-    fn inner(&self, reader: &mut BlockCoder, block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+    fn inner(
+        &self,
+        reader: &mut BlockCoder,
+        block: usize,
+        bytes: &[u8],
+        caps: &Caps,
+        sums: &[i64],
+    ) -> Result<i128, DecodeError> {
         let geometry = self.geometry();
         let first = geometry.blocks_params(block..block + 1).start;
         let mut inner = 0;
@@ -188,7 +265,7 @@ impl Codec for SparseCodec {
                 let sum = sums[index] >> INNER_BITS;
                 along += if negative { -sum } else { sum };
             });
-            inner += i128::from(along) * i128::from(SCALES[usize::from(chunk.code)]);
+            inner += i128::from(along) * i128::from(SCALES[usize::from(caps.cut(chunk.number, chunk.code))]);
         })?;
         Ok(inner)
     }
@@ -282,8 +359,12 @@ impl Codec for AnyCodec {
         either!(self, codec => Codec::split(codec, shards))
     }
 
-    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError> {
-        either!(self, codec => Codec::norm_squared(codec, blocks))
+    fn caps(&self, contributions: &[Vec<&[u8]>], weights: &[u64]) -> Result<Caps, (usize, DecodeError)> {
+        either!(self, codec => Codec::caps(codec, contributions, weights))
+    }
+
+    fn norm_squared(&self, blocks: &[&[u8]], caps: &Caps) -> Result<u128, DecodeError> {
+        either!(self, codec => Codec::norm_squared(codec, blocks, caps))
     }
 
     fn reader(&self) -> AnyReader {
@@ -307,23 +388,31 @@ impl Codec for AnyCodec {
         block: usize,
         bytes: &[u8],
         factor: &AnyFactor,
+        caps: &Caps,
         sums: &mut [i64],
     ) -> Result<(), DecodeError> {
         match (self, reader, factor) {
             (Self::Sparse(codec), AnyReader::Sparse(reader), AnyFactor::Sparse(factor)) => {
-                codec.add(reader, block, bytes, factor, sums)
+                codec.add(reader, block, bytes, factor, caps, sums)
             }
-            (Self::Dense(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, sums),
-            (Self::Int8(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, sums),
+            (Self::Dense(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, caps, sums),
+            (Self::Int8(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, caps, sums),
             _ => unreachable!("reader and factor come from the codec that reads"),
         }
     }
 
-    fn inner(&self, reader: &mut AnyReader, block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+    fn inner(
+        &self,
+        reader: &mut AnyReader,
+        block: usize,
+        bytes: &[u8],
+        caps: &Caps,
+        sums: &[i64],
+    ) -> Result<i128, DecodeError> {
         match (self, reader) {
-            (Self::Sparse(codec), AnyReader::Sparse(reader)) => codec.inner(reader, block, bytes, sums),
-            (Self::Dense(codec), _) => codec.inner(&mut (), block, bytes, sums),
-            (Self::Int8(codec), _) => codec.inner(&mut (), block, bytes, sums),
+            (Self::Sparse(codec), AnyReader::Sparse(reader)) => codec.inner(reader, block, bytes, caps, sums),
+            (Self::Dense(codec), _) => codec.inner(&mut (), block, bytes, caps, sums),
+            (Self::Int8(codec), _) => codec.inner(&mut (), block, bytes, caps, sums),
             _ => unreachable!("the reader comes from the codec that reads"),
         }
     }

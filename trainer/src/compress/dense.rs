@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use super::codec::{Codec, INNER_BITS};
+use super::codec::{Caps, Codec, INNER_BITS};
 use super::quantize::VALUE_BITS;
 use super::whole::{Factor, ONE, after_header, check_count, checked_params, encode_shards};
 use super::{CodecError, DecodeError, Encoded};
@@ -146,7 +146,7 @@ impl Codec for DenseCodec {
     }
 
     /// Fewer than 2^41 values below 2^36 make a sum below 2^113.
-    fn norm_squared(&self, blocks: &[&[u8]]) -> Result<u128, DecodeError> {
+    fn norm_squared(&self, blocks: &[&[u8]], _caps: &Caps) -> Result<u128, DecodeError> {
         let mut squared = 0;
         for (block, bytes) in blocks.iter().enumerate() {
             self.read(block, bytes, |_, _, units| {
@@ -168,12 +168,13 @@ impl Codec for DenseCodec {
         block: usize,
         bytes: &[u8],
         factor: &Factor,
+        _caps: &Caps,
         sums: &mut [i64],
     ) -> Result<(), DecodeError> {
         self.read(block, bytes, |place, _, units| sums[place] += factor.of(units))
     }
 
-    fn inner(&self, (): &mut (), block: usize, bytes: &[u8], sums: &[i64]) -> Result<i128, DecodeError> {
+    fn inner(&self, (): &mut (), block: usize, bytes: &[u8], _caps: &Caps, sums: &[i64]) -> Result<i128, DecodeError> {
         let mut inner = 0;
         self.read(block, bytes, |place, _, units| {
             inner += i128::from(units) * i128::from(sums[place] >> INNER_BITS);
