@@ -7,46 +7,20 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{events, json, murmur, stderr};
+use common::{demo_story, events, json, murmur};
 use serde_json::Value;
-
-/// A model and rounds so small that the story takes seconds.
-const SMALL: [&str; 12] = [
-    "model.dim=64",
-    "model.layers=2",
-    "model.heads=2",
-    "model.ffn=128",
-    "training.seq_len=64",
-    "training.batch_sequences=8",
-    "training.max_inner_steps=60",
-    "timing.train_secs=3.0",
-    "timing.collect_secs=4.0",
-    "timing.fetch_secs=1.5",
-    "membership.regroup_secs=3.0",
-    "storage.snapshot_rounds=4",
-];
 
 #[test]
 fn a_short_demo_ends_well_and_its_figures_can_be_recomputed() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    common::text(home);
-    let mut args = vec![
-        "demo", "--json", "--peers", "3", "--rounds", "16", "--text", "text.txt", "--dir", "demo",
+    let sets = [
+        "training.max_inner_steps=60",
+        "timing.train_secs=3.0",
+        "timing.collect_secs=4.0",
+        "timing.fetch_secs=1.5",
     ];
-    for set in &SMALL {
-        args.extend(["--set", set]);
-    }
-    let output = murmur(home, &args);
-    assert!(output.status.success(), "{}", stderr(&output));
-    let report = json(&output);
-    for truth in ["ok", "roots_equal"] {
-        assert_eq!(report[truth], true, "{report}");
-    }
-    for one in ["killed", "rejoined", "joined"] {
-        assert_eq!(report[one].as_array().unwrap().len(), 1, "{one}: {report}");
-    }
-    assert_eq!(report["killed"], report["rejoined"]);
+    let report = demo_story(home, &["--peers", "3", "--rounds", "16"], &sets);
     assert!(Path::new(report["plot"].as_str().unwrap()).exists());
     recomputed(&home.join("demo"), &report);
 }

@@ -5,23 +5,7 @@
 
 mod common;
 
-use common::{events, json, murmur, stderr};
-
-/// A model and rounds so small that the story takes seconds.
-const SMALL: [&str; 12] = [
-    "model.dim=64",
-    "model.layers=2",
-    "model.heads=2",
-    "model.ffn=128",
-    "training.seq_len=64",
-    "training.batch_sequences=8",
-    "timing.train_secs=1.5",
-    "timing.collect_secs=3.0",
-    "timing.fetch_secs=1.5",
-    "membership.regroup_secs=3.0",
-    "verification.audit_permille=400",
-    "storage.snapshot_rounds=4",
-];
+use common::{demo_story, events, json, murmur, stderr};
 
 /// Rounds of one gradient take a tenth of a second: as many as last until a killed peer is back.
 const GRADIENTS: &str = "100";
@@ -29,33 +13,18 @@ const GRADIENTS: &str = "100";
 fn story(algorithm: &str, rounds: &str, sets: &[&str]) {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    common::text(home);
-    let mut args = vec![
-        "demo",
-        "--json",
-        "--peers",
-        "4",
-        "--rounds",
-        rounds,
-        "--text",
-        "text.txt",
-        "--dir",
-        "demo",
-        "--algorithm",
-        algorithm,
+    let mut all = vec![
+        "timing.train_secs=1.5",
+        "timing.collect_secs=3.0",
+        "timing.fetch_secs=1.5",
+        "verification.audit_permille=400",
     ];
-    for set in SMALL.iter().chain(sets) {
-        args.extend(["--set", set]);
-    }
-    let output = murmur(home, &args);
-    assert!(output.status.success(), "{}", stderr(&output));
-    let report = json(&output);
-    for truth in ["ok", "roots_equal"] {
-        assert_eq!(report[truth], true, "{report}");
-    }
-    for one in ["killed", "rejoined", "joined"] {
-        assert_eq!(report[one].as_array().unwrap().len(), 1, "{one}: {report}");
-    }
+    all.extend(sets);
+    demo_story(
+        home,
+        &["--peers", "4", "--rounds", rounds, "--algorithm", algorithm],
+        &all,
+    );
     let demo = home.join("demo");
     let mut agreed = 0;
     for name in ["peer-1", "peer-2", "peer-3", "peer-4", "newcomer"] {

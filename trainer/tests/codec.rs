@@ -462,7 +462,10 @@ fn a_giant_is_clipped_to_the_median_norm() {
         ((u128::from(median) << CLIP_BITS) / u128::from(giant.norm)) as u64
     );
     assert!(giant.clip < (1 << CLIP_BITS) * 3 / 4);
-    assert!(giant.norm < 3 * median, "its scales are cut to twice the median of each chunk");
+    assert!(
+        giant.norm < 3 * median,
+        "its scales are cut to twice the median of each chunk"
+    );
     let norm = means(&update).iter().map(|mean| mean * mean).sum::<f64>().sqrt() * 2f64.powi(32);
     assert!(norm <= median as f64, "a mean of vectors no longer than the median");
 }

@@ -45,6 +45,40 @@ pub fn refused(home: &Path, args: &[&str], code: i32, words: &[&str]) {
     assert!(!said.contains("panicked"), "{args:?}: {said}");
 }
 
+/// A model so small that a demo's rounds take seconds.
+const SMALL: [&str; 8] = [
+    "model.dim=64",
+    "model.layers=2",
+    "model.heads=2",
+    "model.ffn=128",
+    "training.seq_len=64",
+    "training.batch_sequences=8",
+    "membership.regroup_secs=3.0",
+    "storage.snapshot_rounds=4",
+];
+
+/// The demo's whole story in `home/demo`, with a small model, a text of its own and these settings: its report, once it ended well, with one peer
+/// killed and back and one that joined.
+pub fn demo_story(home: &Path, args: &[&str], sets: &[&str]) -> Value {
+    text(home);
+    let mut all = vec!["demo", "--json", "--text", "text.txt", "--dir", "demo"];
+    all.extend(args);
+    for set in SMALL.iter().chain(sets) {
+        all.extend(["--set", set]);
+    }
+    let output = murmur(home, &all);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&output);
+    for truth in ["ok", "roots_equal"] {
+        assert_eq!(report[truth], true, "{report}");
+    }
+    for one in ["killed", "rejoined", "joined"] {
+        assert_eq!(report[one].as_array().unwrap().len(), 1, "{one}: {report}");
+    }
+    assert_eq!(report["killed"], report["rejoined"]);
+    report
+}
+
 pub fn json(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text
