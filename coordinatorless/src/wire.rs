@@ -275,6 +275,31 @@ impl Keys {
     }
 }
 
+impl Keys {
+    /// Signs bytes that are no message of the protocol, in the domain `name`, which no message has.
+    pub fn sign_bytes(&self, name: &str, bytes: &[u8]) -> Signature {
+        let digest = digest(&format!("bytes/{name}"), bytes);
+        match self.scheme {
+            Scheme::Ed25519 => Signature(self.secret.sign(&digest).to_bytes()),
+            Scheme::KeyedHash => keyed(&self.id, &digest),
+        }
+    }
+}
+
+/// Whether `signer` has signed `bytes` in the domain `name` by [`Keys::sign_bytes`].
+///
+/// # Errors
+/// It has not.
+pub fn verify_bytes(
+    scheme: Scheme,
+    name: &str,
+    bytes: &[u8],
+    signer: PeerId,
+    signature: Signature,
+) -> Result<(), WireError> {
+    verify(scheme, &format!("bytes/{name}"), bytes, signer, signature)
+}
+
 fn digest(name: &str, payload: &[u8]) -> [u8; 32] {
     blake3::derive_key(&format!("murmur/v1/{name}"), payload)
 }

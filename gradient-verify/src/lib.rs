@@ -8,12 +8,19 @@
 //! 3. [`tolerance`]: how far apart two pseudo-gradients are, and whether what was sent is what the codec would have sent.
 //! 4. [`mod@verdict`]: a finding for the record, and the same in plain words.
 //!
+//! The same idea beyond training, for anything that one machine computed and another can check without asking it:
+//!
+//! 5. [`proof`]: the file of a proof: which model, who says so, strict bytes.
+//! 6. [`inference`]: this model wrote this text.
+//!
 //! What an audit holds a member to is the whole chain from batches to bytes: the pseudo-gradient is the one that its batches give; what it sent
 //! and what it kept add up to accumulator plus pseudo-gradient; and what it sent is the selection of that sum. Two gaps remain, and
 //! both are narrow: an accumulator that was falsified in a round nobody audited is taken as it is later (it fades by `beta` each
 //! round, and contributions are clipped to the median norm), and a scale may be off by up to [`tolerance::SCALE_SLACK`].
 
+pub mod inference;
 pub mod opening;
+pub mod proof;
 pub mod replay;
 pub mod tolerance;
 pub mod verdict;

@@ -73,6 +73,12 @@ pub enum Command {
         after_help = "Example:\n  murmur eval --dir ~/murmur\n  murmur eval --model ./SmolLM2-135M.gguf \"The capital of France is\" --top 5 --json\n  murmur eval --dir ~/murmur --tasks questions.jsonl"
     )]
     Eval(EvalArgs),
+    /// Checks a proof by computing again what it says: a text from `generate --prove`. Exit code 0 if it holds, 1 if it does not, 2 if it is none or is
+    /// about another model than the one given.
+    #[command(
+        after_help = "Example:\n  murmur generate --dir ~/murmur \"To be, or not to be\" --max-tokens 100 --prove answer.proof\n  murmur audit answer.proof --dir ~/murmur"
+    )]
+    Audit(AuditFileArgs),
     /// Writes the model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json, generation_config.json.
     #[command(
         after_help = "Example:\n  murmur export --dir ~/murmur ./model\n  murmur export --model ./SmolLM2-135M.gguf ./model"
@@ -383,9 +389,38 @@ pub enum BenchCommand {
     /// Peers average a vector over real connections, from ready to applied.
     #[command(after_help = "Example:\n  murmur bench exchange --peers 4 --mib 64")]
     Exchange(BenchExchangeArgs),
+    /// Proofs of inferences made in many ways, honest and not, each checked: distances, and whether each is judged rightly (exit code 1 if not).
+    #[command(
+        after_help = "Examples:\n  murmur bench proofs --dir ~/murmur \"To be, or not to be\"\n  murmur bench proofs --model ./SmolLM2-135M.gguf \"The capital of France is\" --max-tokens 64"
+    )]
+    Proofs(BenchProofsArgs),
     /// One peer of `bench exchange`.
     #[command(hide = true)]
     ExchangePeer(ExchangePeerArgs),
+}
+
+/// `murmur bench proofs`.
+#[derive(Debug, Args)]
+pub struct BenchProofsArgs {
+    /// The text to continue, of at least two tokens.
+    pub prompt: String,
+    #[command(flatten)]
+    pub source: ModelArgs,
+    /// Tokens to add.
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_tokens: u32,
+    /// Divides the scores; 0 always takes the likeliest.
+    #[arg(long, default_value_t = 0.8, value_name = "X")]
+    pub temperature: f64,
+    /// Threads of the honest, besides one [default: all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `murmur bench exchange`.
@@ -601,6 +636,9 @@ pub struct GenerateArgs {
     /// Seed of the draws.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
+    /// Write a proof of the answer, which `murmur audit` checks: the tokens, and 258 bytes of fingerprint for every 32 of them. A peer's is signed.
+    #[arg(long, value_name = "FILE")]
+    pub prove: Option<PathBuf>,
     /// Where to compute: cpu, cuda, cuda:N or auto.
     #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
     pub device: String,
@@ -631,6 +669,24 @@ pub struct EvalArgs {
     /// Without a text: how many held-out sequences to read.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub sequences: u64,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur audit FILE`.
+#[derive(Debug, Args)]
+pub struct AuditFileArgs {
+    /// The proof.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub source: ModelArgs,
+    /// Refuse a text that continues anything but this.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
     /// Where to compute: cpu, cuda, cuda:N or auto.
     #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
     pub device: String,

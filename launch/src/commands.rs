@@ -1,8 +1,10 @@
 //! The commands, one file each; this one only leads to them.
 
+mod audit_file;
 mod bench;
 mod bench_algorithms;
 mod bench_exchange;
+mod bench_proofs;
 mod bench_rounds;
 pub mod data;
 mod eval;
@@ -36,6 +38,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Wait(args) => wait::wait(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Audit(args) => audit_file::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(command),
         Command::Ledger(command) => ledger::run(&command),

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use anyhow::Result;
 use coordinatorless::config::RunConfig;
+use coordinatorless::types::Hash;
 use datasets::TokenizerKind;
+use gradient_verify::proof::{Identity, shape_of};
 use trainer::arms::agreed_layout;
 use trainer::checkpoint::gguf::Gguf;
-use trainer::checkpoint::{ImportError, Imported, import_folder, import_gguf};
+use trainer::checkpoint::{ImportError, Imported, import_folder, import_gguf, model_root};
 use trainer::config::ModelConfig;
+use trainer::model::Layout;
 
 use crate::cli::ModelArgs;
 use crate::failure::usage;
@@ -48,6 +51,17 @@ impl Loaded {
             self.config.max_seq_len = self.config.max_seq_len.min(tokens.max(2));
         }
         self
+    }
+
+    /// What a proof names it by; before [`Self::for_tokens`] or after.
+    pub fn identity(&self) -> Identity {
+        // Of the parameters alone: a run's own root covers what its algorithm keeps beside them, too, and an exported model has none of that.
+        Identity {
+            model_root: Hash(model_root(&Layout::new(&self.config), &self.theta)),
+            shape: shape_of(&self.config),
+            tokenizer: self.vocabulary.hash(),
+            round: self.stamp.map(|stamp| (stamp.branch, stamp.round)),
+        }
     }
 
     /// A directory's current model.

@@ -24,6 +24,7 @@ mod network;
 mod peer_dir;
 mod plot;
 mod progress;
+mod proofs;
 mod reporter;
 mod run;
 mod run_file;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use coordinatorless::types::Hash;
 use datasets::TokenizerKind;
 use serde_json::Value;
 use trainer::checkpoint::gguf::Gguf;
@@ -77,6 +78,12 @@ impl Vocabulary {
             Self::Foreign(tokenizer, _) => tokenizer.decode(ids, false).ok(),
             Self::None(_) => None,
         }
+    }
+
+    /// The hash of its `tokenizer.json`, zero without one: tokens stand for texts by it.
+    pub fn hash(&self) -> Hash {
+        let of = |json: Value| Hash::derive("murmur/v1/tokenizer", json.to_string().as_bytes());
+        self.json().map_or(Hash::default(), of)
     }
 
     /// Its `tokenizer.json`.

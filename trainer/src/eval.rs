@@ -127,7 +127,7 @@ fn check(model: &Model, sequences: &[Vec<u32>]) -> Result<(), EvalError> {
     Ok(())
 }
 
-fn check_tokens(model: &Model, index: usize, sequence: &[u32]) -> Result<(), EvalError> {
+pub(crate) fn check_tokens(model: &Model, index: usize, sequence: &[u32]) -> Result<(), EvalError> {
     let vocab_size = model.config().vocab_size;
     match sequence.iter().find(|&&token| token as usize >= vocab_size) {
         None => Ok(()),

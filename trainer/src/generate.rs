@@ -1,12 +1,18 @@
 //! Text from the model: one token at a time, each drawn from the scores of the last place.
 //!
 //! Keys and values of what was read are kept, so a further token costs one token. Past `max_seq_len` the window slides, every place moves,
-//! and it is read again for each token. The draws come from BLAKE3 over the seed, so a seed gives the same text on one machine at fixed threads.
+//! and it is read again for each token. The draws come from BLAKE3 over the seed, so a seed gives the same text on one machine at fixed threads,
+//! and anyone can draw again: [`Choices`] says whether a given text is what these scores and draws lead to.
 
 use tch::Tensor;
 
+use crate::config::Precision;
 use crate::local::token_tensor;
 use crate::model::{Cache, Model, ModelError, host};
+
+mod choices;
+
+pub use choices::Choices;
 
 /// How to draw.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,24 +87,54 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32),
 ) -> Result<Vec<u32>, GenerateError> {
+    generate_watched(model, theta, prompt, options, Precision::Fp32, on_token, &mut |_| ())
+}
+
+/// The same in any precision, and shows what the head reads: `on_hidden` gets `[places, dim]` after the last norm, first of all places of the
+/// prompt, then of each new token but the last, which is never read. Once the window slides, it gets the whole window each time.
+///
+/// # Errors
+/// See [`GenerateError`].
+pub fn generate_watched(
+    model: &mut Model,
+    theta: &[f32],
+    prompt: &[u32],
+    options: &GenerateOptions,
+    precision: Precision,
+    on_token: &mut dyn FnMut(u32),
+    on_hidden: &mut dyn FnMut(&[f32]),
+) -> Result<Vec<u32>, GenerateError> {
     check(model, prompt, options)?;
     model.load_flat(theta)?;
-    let mut draws = blake3::Hasher::new()
-        .update(b"murmur/generate/1\0")
-        .update(&options.seed.to_le_bytes())
-        .finalize_xof();
+    let mut draws = Draws::new(options.seed);
     let (mut tokens, mut cache) = (prompt.to_vec(), Cache::default());
     for _ in 0..options.max_tokens {
-        let mut eight = [0; 8];
-        draws.fill(&mut eight);
-        let uniform = (u64::from_le_bytes(eight) >> 11) as f64 / (1_u64 << 53) as f64;
-        let mut scores = next_scores(model, &tokens, &mut cache);
+        let uniform = draws.next_uniform();
+        let mut scores = next_scores(model, &tokens, &mut cache, precision, on_hidden);
         penalise(&mut scores, &tokens, options.repetition_penalty);
         let token = draw(&scores, options, uniform)?;
         tokens.push(token);
         on_token(token);
     }
     Ok(tokens.split_off(prompt.len()))
+}
+
+/// The numbers that tokens are drawn by, one a token, from the seed alone.
+struct Draws(blake3::OutputReader);
+
+impl Draws {
+    fn new(seed: u64) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"murmur/generate/1\0").update(&seed.to_le_bytes());
+        Self(hasher.finalize_xof())
+    }
+
+    /// The next, in `[0, 1)`.
+    fn next_uniform(&mut self) -> f64 {
+        let mut eight = [0; 8];
+        self.0.fill(&mut eight);
+        (u64::from_le_bytes(eight) >> 11) as f64 / (1_u64 << 53) as f64
+    }
 }
 
 fn check(model: &Model, prompt: &[u32], options: &GenerateOptions) -> Result<(), GenerateError> {
@@ -109,6 +145,14 @@ fn check(model: &Model, prompt: &[u32], options: &GenerateOptions) -> Result<(),
     if let Some(&found) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
         return Err(GenerateError::Token { found, vocab_size });
     }
+    check_options(options)
+}
+
+/// Refuses settings that no text is drawn by.
+///
+/// # Errors
+/// The first that is out of range.
+pub fn check_options(options: &GenerateOptions) -> Result<(), GenerateError> {
     if !(0.0..=100.0).contains(&options.temperature) {
         return Err(GenerateError::Option {
             option: "temperature",
@@ -157,7 +201,13 @@ fn penalise(scores: &mut [f32], tokens: &[u32], penalty: f64) {
 
 /// The scores of the token after `tokens`, `vocab_size` of them, reading at most the last `max_seq_len`. `cache` holds what the call before
 /// has read.
-fn next_scores(model: &Model, tokens: &[u32], cache: &mut Cache) -> Vec<f32> {
+fn next_scores(
+    model: &Model,
+    tokens: &[u32],
+    cache: &mut Cache,
+    precision: Precision,
+    on_hidden: &mut dyn FnMut(&[f32]),
+) -> Vec<f32> {
     let first = tokens.len().saturating_sub(model.config().max_seq_len);
     if first > 0 {
         *cache = Cache::default();
@@ -165,7 +215,9 @@ fn next_scores(model: &Model, tokens: &[u32], cache: &mut Cache) -> Vec<f32> {
     let news = tokens[first + cache.places()..].to_vec();
     let columns = news.len();
     let input: Tensor = token_tensor(&[news], columns, model.device()); // [1, columns]
-    host::to_vec(&tch::no_grad(|| model.next_scores(&input, cache)))
+    let (scores, hidden) = tch::no_grad(|| model.next_scores(&input, cache, precision.kind()));
+    on_hidden(&host::to_vec(&hidden.contiguous()));
+    host::to_vec(&scores)
 }
 
 /// Draws a token from `scores` by a uniform number in `[0, 1)`.

@@ -148,13 +148,20 @@ impl Model {
         x.matmul(&head.tr()).view([tokens.size()[0], tokens.size()[1], -1]) // [batch, seq, vocab]
     }
 
-    /// Scores of the token after the last of `tokens` `[1, seq]`, `[vocab]`, where `cache` holds the places before them. Without any, `seq`
-    /// may be anything; with some, one. All places together are at most `max_seq_len`.
-    pub(crate) fn next_scores(&self, tokens: &Tensor, cache: &mut Cache) -> Tensor {
+    /// Scores of the token after the last of `tokens` `[1, seq]`, `[vocab]`, where `cache` holds the places before them, and what the head read
+    /// at every one of `tokens`, `[seq, dim]`. Without any place before, `seq` may be anything; with some, one. All places together are at most
+    /// `max_seq_len`. `kind` is the working precision.
+    pub(crate) fn next_scores(&self, tokens: &Tensor, cache: &mut Cache, kind: Kind) -> (Tensor, Tensor) {
         debug_assert!(cache.places == 0 || tokens.size()[1] == 1);
-        let (x, head) = self.hidden(self.pieces_of_flat(), tokens, Some(&mut *cache), Kind::Float);
+        let (x, head) = self.hidden(self.pieces_of_flat(), tokens, Some(&mut *cache), kind);
         cache.places += tokens.size()[1];
-        head.mv(&x.select(0, -1))
+        (head.to_kind(kind).mv(&x.select(0, -1)), x)
+    }
+
+    /// What the head reads at every place of `tokens` `[batch, seq]`, `[rows, dim]`, and the head, `[vocab, dim]`, both in `kind`.
+    pub(crate) fn before_head(&self, tokens: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+        let (x, head) = self.hidden(self.pieces_of_flat(), tokens, None, kind);
+        (x, head.to_kind(kind))
     }
 
     /// All parameters as the forward pass takes them, flat. One split: its backward is one concatenation into the flat gradient, instead of a

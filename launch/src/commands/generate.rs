@@ -4,6 +4,8 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 use datasets::Dataset;
+use gradient_verify::inference::Inference;
+use gradient_verify::proof::Statement;
 use serde_json::json;
 use trainer::generate::{GenerateOptions, generate};
 use trainer::model::Model;
@@ -16,11 +18,13 @@ use crate::held_out::{HeldOut, held_out};
 use crate::loaded::Loaded;
 use crate::model_file::Stamp;
 use crate::peer_dir::PeerDir;
+use crate::proofs;
 use crate::vocabulary::Vocabulary;
 
 /// Prints the prompt and what the model adds to it, as it comes.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let loaded = Loaded::open(&args.source)?;
+    let identity = args.prove.is_some().then(|| loaded.identity());
     let tokens = tokens_of(&loaded.vocabulary, args.prompt.as_deref(), &args.ids)?;
     let loaded = loaded.for_tokens(tokens.len().saturating_add(args.max_tokens));
     let mut speaker = Speaker::new(loaded, Some(&args.device))?;
@@ -37,20 +41,38 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         print!("{prompt}");
     }
     let stream = !args.json && args.prompt.is_some();
-    let ids = speaker.add(&tokens, &options, stream)?;
+    let (ids, proof) = match (&args.prove, identity) {
+        (Some(file), Some(identity)) => {
+            let inference = speaker.prove(&tokens, &options, stream)?;
+            let ids = inference.answer.clone();
+            let bytes = inference.fingerprint_bytes();
+            let written = proofs::write(file, &identity, &Statement::Inference(inference), &args.source)?;
+            (ids, Some((written, bytes)))
+        }
+        _ => (speaker.add(&tokens, &options, stream)?, None),
+    };
     if args.json {
         let text = speaker.vocabulary.decode(&ids);
         let stamp = speaker.stamp;
-        return print_json(&json!({
+        let mut report = json!({
             "prompt": prompt, "text": text, "ids": ids, "branch": stamp.map(|stamp| stamp.branch),
             "round": stamp.map(|stamp| stamp.round), "model_root": stamp.map(|stamp| stamp.model_root),
-        }));
+        });
+        if let Some((written, fingerprints)) = &proof {
+            report["proof"] = json!({
+                "file": written.file, "bytes": written.bytes, "fingerprint_bytes": fingerprints, "signer": written.signer,
+            });
+        }
+        return print_json(&report);
     }
     if args.prompt.is_none() {
         let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
         print!("{}", ids.join(","));
     }
     println!();
+    if let Some((written, fingerprints)) = proof {
+        eprintln!("{written}, {fingerprints} of them fingerprints");
+    }
     Ok(())
 }
 
@@ -111,22 +133,19 @@ impl Speaker {
     /// # Errors
     /// No tokens, one outside the vocabulary, or an option out of range (exit code 2).
     pub fn add(&mut self, tokens: &[u32], options: &GenerateOptions, stream: bool) -> Result<Vec<u32>> {
-        let (mut so_far, mut shown) = (Vec::new(), 0);
-        let vocabulary = &self.vocabulary;
-        let mut show = |token: u32| {
-            so_far.push(token);
-            let Some(text) = stream.then(|| vocabulary.decode(&so_far)).flatten() else {
-                return;
-            };
-            // A character may come in several tokens: what is not whole yet decodes to the replacement character.
-            let whole = text.trim_end_matches('\u{fffd}');
-            if let Some(news) = whole.get(shown..) {
-                print!("{news}");
-                let _ = std::io::stdout().flush();
-                shown = whole.len();
-            }
-        };
+        let mut show = show(&self.vocabulary, stream);
         generate(&mut self.model, &self.theta, tokens, options, &mut show)
+            .map_err(usage)
+            .context("cannot generate")
+    }
+
+    /// The same as [`Self::add`], with what proves that this model did it.
+    ///
+    /// # Errors
+    /// As there, or more tokens than the model reads at once (exit code 2).
+    pub fn prove(&mut self, tokens: &[u32], options: &GenerateOptions, stream: bool) -> Result<Inference> {
+        let mut show = show(&self.vocabulary, stream);
+        Inference::prove(&mut self.model, &self.theta, tokens, options, &mut show)
             .map_err(usage)
             .context("cannot generate")
     }
@@ -137,5 +156,23 @@ impl Speaker {
     /// Data of another tokenizer.
     pub fn held_out(&mut self, data: &Dataset, count: u64) -> Result<HeldOut> {
         held_out(&mut self.model, &self.theta, data, count)
+    }
+}
+
+/// Prints tokens as they come, as text, with `stream`.
+fn show(vocabulary: &Vocabulary, stream: bool) -> impl FnMut(u32) {
+    let (mut so_far, mut shown) = (Vec::new(), 0);
+    move |token: u32| {
+        so_far.push(token);
+        let Some(text) = stream.then(|| vocabulary.decode(&so_far)).flatten() else {
+            return;
+        };
+        // A character may come in several tokens: what is not whole yet decodes to the replacement character.
+        let whole = text.trim_end_matches('\u{fffd}');
+        if let Some(news) = whole.get(shown..) {
+            print!("{news}");
+            let _ = std::io::stdout().flush();
+            shown = whole.len();
+        }
     }
 }

@@ -1,0 +1,195 @@
+//! Proofs by the real binary: what a peer's model says is proven and checked, and whatever is changed is found.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{command, copy, json, murmur, refused, stderr, tiny_run};
+use serde_json::Value;
+
+const TEXT: &str = "line 7: the quick brown fox";
+
+/// Trains alone up to `rounds` in `peer`.
+fn train(home: &Path, rounds: &str) {
+    let args = [
+        "train",
+        "run.toml",
+        "--rounds",
+        rounds,
+        "--dir",
+        "peer",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ];
+    let output = murmur(home, &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+fn prove(home: &Path, args: &[&str]) -> Value {
+    let rest = [
+        "--max-tokens",
+        "70",
+        "--prove",
+        "answer.proof",
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let output = murmur(home, &[&["generate", TEXT], args, &rest].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    json(&output)
+}
+
+/// Checks `answer.proof`; the exit code with what was reported.
+fn audit(home: &Path, args: &[&str]) -> (Option<i32>, Value) {
+    let output = murmur(
+        home,
+        &[&["audit", "answer.proof", "--device", "cpu", "--json"], args].concat(),
+    );
+    assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+    (output.status.code(), json(&output))
+}
+
+/// Replaces the four bytes of one token of the answer in an unsigned proof.
+fn change_token(home: &Path, number: usize) {
+    let mut bytes = fs::read(home.join("answer.proof")).unwrap();
+    // Head, model without a round, settings, the prompt, the count of the answer.
+    let at = 12 + 97 + 40 + 4 * (1 + TEXT.len()) + 4 * (1 + number);
+    bytes[at] = if bytes[at] == b'e' { b'a' } else { b'e' };
+    fs::write(home.join("answer.proof"), bytes).unwrap();
+}
+
+#[test]
+fn a_text_is_proven_and_whatever_was_changed_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    train(home, "2");
+    assert!(murmur(home, &["export", "--dir", "peer", "out"]).status.success());
+
+    for temperature in ["0", "0.8"] {
+        let said = prove(home, &["--dir", "peer", "--temperature", temperature]);
+        assert_eq!(said["proof"]["fingerprint_bytes"], 4 * 258);
+        let (code, found) = audit(home, &["--dir", "peer", "--prompt", TEXT]);
+        assert_eq!((code, &found["holds"]), (Some(0), &Value::from(true)), "{found}");
+        assert_eq!((&found["text"], &found["prompt"]), (&said["text"], &Value::from(TEXT)));
+        assert_eq!(found["signer"], said["proof"]["signer"]);
+        assert_eq!(
+            (&found["round"], &found["tokens"]["count"]),
+            (&Value::from(2), &Value::from(70))
+        );
+        // The same model as a folder: the same root, shape and tokenizer.
+        assert_eq!(audit(home, &["--model", "out"]).0, Some(0));
+        let (code, found) = audit(home, &["--dir", "peer", "--prompt", "another"]);
+        assert_eq!(code, Some(1));
+        assert!(found["why"].as_str().unwrap().contains("prompt is another"), "{found}");
+    }
+
+    // A signed file that was changed is nobody's word.
+    let mut bytes = fs::read(home.join("answer.proof")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(home.join("answer.proof"), &bytes).unwrap();
+    refused(
+        home,
+        &["audit", "answer.proof", "--dir", "peer"],
+        1,
+        &["answer.proof", "signature is not that of peer"],
+    );
+
+    // An unsigned one is held against the model.
+    prove(home, &["--model", "out", "--temperature", "0"]);
+    assert_eq!(audit(home, &["--model", "out"]).0, Some(0));
+    change_token(home, 40);
+    let (code, found) = audit(home, &["--model", "out"]);
+    assert_eq!(
+        (code, &found["tokens"]["first_off"]),
+        (Some(1), &Value::from(40)),
+        "{found}"
+    );
+    assert!(
+        found["why"].as_str().unwrap().contains("token 41 of the answer"),
+        "{found}"
+    );
+
+    // A round later it is another model, and says which.
+    copy(&home.join("peer"), &home.join("before"));
+    prove(home, &["--dir", "before"]);
+    train(home, "3");
+    let words = ["another model", "(after round 2)", "(after round 3)", "--dir"];
+    refused(home, &["audit", "answer.proof", "--dir", "peer"], 2, &words);
+    assert_eq!(audit(home, &["--dir", "before"]).0, Some(0));
+}
+
+#[test]
+fn a_proof_holds_on_machines_with_other_instructions() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    train(home, "1");
+    let output = murmur(
+        home,
+        &[
+            "bench",
+            "proofs",
+            TEXT,
+            "--dir",
+            "peer",
+            "--max-tokens",
+            "40",
+            "--threads",
+            "2",
+            "--device",
+            "cpu",
+            "--json",
+        ],
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&output);
+    assert_eq!(report["ok"], true, "{report}");
+    let rows = report["rows"].as_array().unwrap();
+    let honest = |row: &&Value| row["honest"] == true;
+    assert!(rows.iter().filter(honest).count() >= 9 && rows.len() >= 18, "{report}");
+    // The other way around: written by this machine as it is, checked by one that is kept to old instructions.
+    prove(home, &["--dir", "peer"]);
+    let mut checked = command(home, &["audit", "answer.proof", "--dir", "peer", "--device", "cpu"]);
+    let output = checked.env("ATEN_CPU_CAPABILITY", "default").output().unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("holds: this model computed all"));
+}
+
+#[test]
+fn what_is_no_proof_is_refused_in_words() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    train(home, "1");
+    refused(home, &["audit"], 2, &["FILE"]);
+    refused(home, &["audit", "absent", "--dir", "peer"], 2, &["cannot read absent"]);
+    fs::write(home.join("text"), "hello, world").unwrap();
+    refused(home, &["audit", "text", "--dir", "peer"], 2, &["text", "not a proof"]);
+    fs::write(home.join("text"), b"MURMURPF\x01\x00\x01\x00").unwrap();
+    refused(
+        home,
+        &["audit", "text", "--dir", "peer"],
+        2,
+        &["the model root", "expected 32 more bytes, found 0"],
+    );
+    let args = ["generate", TEXT, "--dir", "peer", "--prove", "p", "--max-tokens"];
+    refused(
+        home,
+        &[&args[..], &["500"]].concat(),
+        2,
+        &["at most 257 tokens", "27 tokens"],
+    );
+    assert!(!home.join("p").exists());
+}
