@@ -28,6 +28,7 @@
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
 //! | R24, R25, R27 | audits, verdicts (thin: public draw, one confirmation) | [`audit`] |
+//! | R28 | cheating does not pay, or the run isn't created | [`crate::economics`] |
 //! | R29 | points | [`crate::ledger`] |
 //!
 //! # Where this differs from the first plan, and why

@@ -725,6 +725,9 @@ pub struct NewArgs {
     /// Change a value of the run file, such as timing.train_secs=10.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// Create the run even if its audits and vesting are such that cheating pays.
+    #[arg(long)]
+    pub unsafe_economics: bool,
     /// Where this peer lives; must be new or empty [default: under the XDG data home, by run id].
     #[arg(long, env = "MURMUR_DIR", value_name = "DIR")]
     pub dir: Option<PathBuf>,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use coordinatorless::config::{DataConfig, GenesisMember, PROTOCOL, RunConfig};
+use coordinatorless::economics::{Assumptions, Economics};
 use coordinatorless::types::Hash;
 use datasets::TokenizerKind;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,8 @@ pub struct RunPlan {
     pub from: Option<PathBuf>,
     /// How it is trained.
     pub training: TrainingConfig,
+    /// What its author takes for granted where it is checked that cheating does not pay; not agreed, for nobody could.
+    assumed: Assumptions,
     /// The parts that [`RunConfig`] takes as they are.
     shared: Shared,
 }
@@ -88,6 +91,8 @@ struct RunFile {
     rewards: Table,
     #[serde(default)]
     storage: Table,
+    #[serde(default)]
+    economics: Assumptions,
 }
 
 fn default_name() -> String {
@@ -154,6 +159,9 @@ impl RunPlan {
                 "held_out_permille = {found}: 1 to 500; 20 keeps 2% of the text for evaluation"
             )));
         }
+        if let Some(wrong) = file.economics.out_of_bounds() {
+            return Err(usage(wrong));
+        }
         let shared = shared(
             &model,
             &file.training,
@@ -173,6 +181,7 @@ impl RunPlan {
             model,
             from,
             training: file.training,
+            assumed: file.economics,
             shared,
         };
         // Every bound of the agreed configuration, with stand-ins for what is not known yet.
@@ -245,6 +254,23 @@ impl RunPlan {
         )
     }
 
+    /// Whether honesty pays in the run (R28), in two lines.
+    ///
+    /// # Errors
+    /// It does not, with the numbers and what would help (exit code 2), unless that is all the same to its author.
+    pub fn economics(&self, even_if_unsafe: bool) -> Result<String> {
+        let found = Economics::of(&self.shared.verification, &self.shared.rewards, self.assumed);
+        match found.objection() {
+            None => Ok(found.to_string()),
+            Some(objection) if even_if_unsafe => Ok(format!("cheating pays in this run: {objection}")),
+            Some(objection) => Err(usage(format!(
+                "cheating would pay in this run: {objection}. Under [verification] and [rewards], {}; or give --unsafe-economics if you trust \
+                 everyone who will join",
+                found.remedy()
+            ))),
+        }
+    }
+
     /// Whether this plan is the one that a run was created from.
     ///
     /// # Errors
@@ -297,7 +323,7 @@ pub fn trainer_of(config: &RunConfig) -> Result<(ModelConfig, TrainingConfig)> {
 fn must_be_auditable(training: &TrainingConfig, audit_permille: u32) -> Result<()> {
     if training.optimizer.state == InnerState::Carry && audit_permille > 0 {
         return Err(usage(format!(
-            "training.optimizer.state is \"carry\" and verification.audit_permille {audit_permille}, expected 0: an audit cannot replay a round that began with a peer's own moments. Write audit_permille = 0 under [verification] where you trust all peers, or state = \"reset\""
+            "training.optimizer.state is \"carry\" and verification.audit_permille {audit_permille}, expected 0: an audit cannot replay a round that began with a peer's own moments. Write audit_permille = 0 under [verification] where you trust all peers (`murmur new` then wants --unsafe-economics), or state = \"reset\""
         )));
     }
     Ok(())
@@ -767,6 +793,51 @@ mod tests {
                 "{words:?} in: {message}"
             );
         }
+    }
+
+    #[test]
+    fn the_runs_that_ship_do_not_pay_cheats() {
+        let demo = include_str!("../runs/demo.toml");
+        // As `murmur demo --cheat` has it, too.
+        let caught = ["verification.audit_permille=400"];
+        for (text, sets) in [
+            ("", &[][..]),
+            (demo, &[]),
+            (demo, &caught),
+            (include_str!("../runs/small.toml"), &[]),
+        ] {
+            let told = parse(text, sets).unwrap().economics(false).unwrap();
+            assert!(told.contains("a cheat in every round is caught within"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_pays_cheats_is_refused_with_the_numbers_unless_that_is_wanted() {
+        let plan = parse("", &["rewards.vesting_rounds=16"]).unwrap();
+        let error = plan.economics(false).unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        let told = error.to_string();
+        for words in [
+            "saves 0.80 of a round's reward",
+            "lose 0.76",
+            "audit at least 22%",
+            "after 36 rounds",
+            "--unsafe-economics",
+        ] {
+            assert!(told.contains(words), "{words:?} in: {told}");
+        }
+        assert!(plan.economics(true).unwrap().starts_with("cheating pays"));
+        let trusting = parse("", &["rewards.vesting_rounds=16", "economics.cost_share=0.2"]).unwrap();
+        assert!(trusting.economics(false).is_ok(), "who assumes otherwise may");
+        assert!(refused("", &["economics.cost_share=1.5"]).contains("economics.cost_share = 1.5: 0 to 0.99"));
+        let unchecked = parse("", &["verification.audit_permille=0"]).unwrap();
+        assert!(
+            unchecked
+                .economics(false)
+                .unwrap_err()
+                .to_string()
+                .contains("no work is audited")
+        );
     }
 
     #[test]

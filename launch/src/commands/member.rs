@@ -32,9 +32,11 @@ pub fn new(args: &NewArgs) -> Result<()> {
     let local = args.peer.over(PeerFile::default());
     // Before data are prepared for nothing.
     devices(local.device.as_deref())?;
-    Progress::new(false).line(&plan.size());
-    let (dir, config) = create(&plan, args.dir.as_deref(), &local)?;
+    let economics = plan.economics(args.unsafe_economics)?;
     let progress = Progress::new(false);
+    progress.line(&plan.size());
+    progress.line(&economics);
+    let (dir, config) = create(&plan, args.dir.as_deref(), &local)?;
     progress.head(&format!(
         "run {} ({}); this peer lives in {}",
         config.name,
