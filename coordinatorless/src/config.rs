@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Hash, PeerId, RunId};
 
 /// The protocol version that this build speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The largest configuration accepted from a peer, in bytes.
 pub const MAX_CONFIG: usize = 256 << 10;
 
@@ -153,11 +153,12 @@ impl Default for MembershipConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerificationConfig {
-    /// Chance that a counted contribution is audited, in thousandths; 0 to 1000.
+    /// Auditors that a counted contribution can expect, in thousandths; 0 to 1000. Each is drawn by itself, so at 100 one of ten
+    /// contributions is audited, and some twice.
     pub audit_permille: u32,
     /// Largest relative L2 distance between claim and replay that passes.
     pub bound: f64,
-    /// Rounds within which a verdict may enter a record after its audit was drawn.
+    /// Rounds within which a verdict may enter a record, after the round audited or the accusation to be confirmed.
     pub verdict_rounds: u64,
     /// The accumulator root of a newcomer: that of zeros for this model (R19).
     pub accumulator_zero: Hash,
@@ -319,7 +320,7 @@ impl RunConfig {
             self.protocol == PROTOCOL,
             "protocol",
             self.protocol.to_string(),
-            "this build speaks protocol 1",
+            "this build speaks protocol 2",
             "use the build of Murmur that this run was made with",
         )?;
         let length = self.name.chars().count();

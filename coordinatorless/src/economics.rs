@@ -1,9 +1,10 @@
 //! Whether honesty pays in a run (R28): the proof-of-sampling condition and what follows from it, with the numbers of a configuration.
 //!
 //! Everything is counted in rounds' rewards: an honest member is granted 1 a round, and its work costs it `cost_share` of that. Who
-//! cheats in a round saves that cost, and is caught with the chance `q = p * (1-r)^2`: a share `p` of the contributions is audited, and
-//! both the auditor and the one who confirms must be honest, when a share `r` of the weight colludes. A caught cheat loses the round's
-//! own points and everything unvested, the points of `vesting_rounds` rounds, and its place.
+//! cheats in a round saves that cost, and is caught with the chance `q = (1 - e^(-p(1-r))) * (1-r)`, at least: auditors are drawn one by one,
+//! `p` of them for a contribution on average, of whom one must be honest, and so must the one who confirms, when a share `r` of the
+//! weight colludes. A caught cheat loses the round's own points and everything unvested, the points of `vesting_rounds` rounds, and its
+//! place. (Who does the work of a cheat by not opening its accumulators has three rounds to be drawn in before it is barred.)
 //!
 //! 1. **One round.** Who has always been honest and cheats once must lose more than it saves: `q * (1 + vesting_rounds) > cost_share`.
 //! 2. **Ever new names.** A name costs nothing. Who cheats in every round, and comes back under another name when it is caught, is paid
@@ -130,7 +131,8 @@ impl Economics {
     /// The chance that a cheat in one round is found and confirmed.
     #[must_use]
     pub fn caught(&self) -> f64 {
-        self.audit_rate * (1.0 - self.assumed.colluding_share).powi(2)
+        let honest = 1.0 - self.assumed.colluding_share;
+        -(-self.audit_rate * honest).exp_m1() * honest
     }
 
     /// Rounds until a cheat is caught with 99%, if it cheats in this share of its rounds. Infinite without audits.
@@ -150,7 +152,8 @@ impl Economics {
     pub fn audits_needed(&self) -> f64 {
         let once = self.assumed.cost_share / (1.0 + self.vesting_rounds);
         let names = 1.0 - (1.0 - self.assumed.cost_share).powf(1.0 / self.vesting_rounds);
-        once.max(names) / (1.0 - self.assumed.colluding_share).powi(2)
+        let honest = 1.0 - self.assumed.colluding_share;
+        -(-once.max(names) / honest).ln_1p() / honest
     }
 
     /// The least rounds of vesting with which conditions 1 to 3 hold at this audit rate. Infinite without audits.
@@ -273,21 +276,21 @@ mod tests {
     #[test]
     fn rounds_to_catch_a_cheat_are_those_calculated_by_hand() {
         let five = economics(50, 1500, PLAIN);
-        // ln 0.01 / ln 0.95 = 89.8; ln 0.01 / ln 0.995 = 918.7.
-        assert_eq!((five.rounds_to_catch(1.0), five.rounds_to_catch(0.1)), (90.0, 919.0));
-        // A third colludes: (2/3)^2 * 0.05 = 0.0222; ln 0.01 / ln 0.97778 = 204.9.
+        // Every round is audited with 1 - e^-0.05 = 0.04877: 4.6052 / 0.05 = 92.1. A tenth of that: 4.6052 / -ln 0.995123 = 941.9.
+        assert_eq!((five.rounds_to_catch(1.0), five.rounds_to_catch(0.1)), (93.0, 942.0));
+        // A third colludes: (1 - e^-0.03333) * 2/3 = 0.021856; 4.6052 / -ln 0.978144 = 208.4.
         let a_third = economics(50, 1500, Assumptions::default());
-        assert_eq!(a_third.rounds_to_catch(1.0), 205.0);
+        assert_eq!(a_third.rounds_to_catch(1.0), 209.0);
         assert_eq!(economics(0, 1500, PLAIN).rounds_to_catch(1.0), f64::INFINITY);
     }
 
     #[test]
     fn the_least_audits_and_vesting_are_those_calculated_by_hand() {
-        // One round: 0.5 / 101 = 0.00495. New names: 1 - 0.5^(1/100) = 0.00691, which is more.
-        near(economics(50, 100, PLAIN).audits_needed(), 0.00691);
-        // A third colludes, cost 0.8: 1 - 0.2^(1/100) = 0.015966, over 4/9.
-        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.035_923);
-        // ln 0.5 / ln 0.95 = 13.51.
+        // One round: 0.5 / 101 = 0.00495. New names: 1 - 0.5^(1/100) = 0.00691, which is more, and takes -ln(1 - 0.00691) = ln 2 / 100.
+        near(economics(50, 100, PLAIN).audits_needed(), 0.006_931);
+        // A third colludes, cost 0.8: 1 - 0.2^(1/100) = 0.015966; -ln(1 - 0.015966 * 3/2) * 3/2.
+        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.036_361);
+        // ln 2 / 0.05 = 13.86.
         assert_eq!(economics(50, 100, PLAIN).vesting_needed(), 14.0);
         // Never before the second verdict.
         assert_eq!(economics(500, 100, PLAIN).vesting_needed(), 8.0);
@@ -302,13 +305,13 @@ mod tests {
             convicted: 8.0,
         };
         assert_eq!(objection(500, 7, PLAIN), Some(early));
-        // 0.01 * 11 = 0.11 is lost, 0.5 saved.
+        // 0.00995 * 11 = 0.1095 is lost, 0.5 saved.
         assert!(
-            matches!(objection(10, 10, PLAIN), Some(Objection::OneRound { saved, lost }) if saved == 0.5 && (lost - 0.11).abs() < 1e-9)
+            matches!(objection(10, 10, PLAIN), Some(Objection::OneRound { saved, lost }) if saved == 0.5 && (lost - 0.1095).abs() < 1e-4)
         );
-        // 0.05 * 13 = 0.65 is more than 0.5; but 0.95^12 = 0.54 of it all is kept.
+        // 0.0488 * 13 = 0.63 is more than 0.5; but e^-0.6 = 0.5488 of it all is kept.
         assert!(
-            matches!(objection(50, 12, PLAIN), Some(Objection::NewNames { kept, honest }) if (kept - 0.5404).abs() < 1e-4 && honest == 0.5)
+            matches!(objection(50, 12, PLAIN), Some(Objection::NewNames { kept, honest }) if (kept - 0.5488).abs() < 1e-4 && honest == 0.5)
         );
         assert_eq!(objection(50, 14, PLAIN), None);
         let erring = Assumptions {
@@ -346,9 +349,9 @@ mod tests {
 
     #[test]
     fn cheating_a_part_of_the_time_never_gains_more() {
-        let found = economics(150, 24, Assumptions::default());
+        let found = economics(150, 28, Assumptions::default());
         let (cost, caught) = (found.assumed.cost_share, found.caught());
-        let gain = |part: f64| (1.0 - part * caught).powf(24.0) - (1.0 - part) * cost;
+        let gain = |part: f64| (1.0 - part * caught).powf(28.0) - (1.0 - part) * cost;
         let honest = 1.0 - cost;
         assert!((0..=100).all(|part| gain(f64::from(part) / 100.0) <= honest + 1e-12));
         assert_eq!(found.objection(), None);
@@ -365,7 +368,7 @@ mod tests {
         let told = found.to_string();
         assert_eq!(told.lines().count(), 2);
         assert!(
-            told.contains("10% of the work is done twice") && told.contains("within 102 rounds"),
+            told.contains("10% of the work is done twice") && told.contains("within 105 rounds"),
             "{told}"
         );
     }

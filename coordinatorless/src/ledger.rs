@@ -43,8 +43,12 @@ pub struct Account {
     pub contested: u128,
     /// Points taken.
     pub slashed: u128,
+    /// Points of rounds that are not paid, without blame: nobody could have audited them, or two members could not settle who is right.
+    pub unpaid: u128,
     /// Failures that are no proof of cheating: accusations not confirmed, accumulators not opened.
     pub strikes: u32,
+    /// When the last of them was given.
+    pub struck: Round,
 }
 
 impl Account {
@@ -94,7 +98,9 @@ impl Ledger {
                     vested: 0,
                     contested: 0,
                     slashed: 0,
+                    unpaid: 0,
                     strikes: 0,
+                    struck: Round(0),
                 };
                 self.accounts.insert(at, account);
                 at
@@ -162,8 +168,20 @@ impl Ledger {
         let (gone, kept): (Vec<Grant>, Vec<Grant>) = account.provisional.iter().partition(|grant| grant.round == round);
         account.provisional = kept;
         let points = gone.iter().map(|grant| grant.points).fold(0, u128::saturating_add);
-        account.slashed = account.slashed.saturating_add(points);
+        account.unpaid = account.unpaid.saturating_add(points);
         points
+    }
+
+    /// One strike more after `now`; returns how many there are. Those of which the last is older than points take to vest are forgiven: what
+    /// happens to the honest now and then must not add up over years.
+    pub fn strike(&mut self, rewards: &RewardConfig, id: PeerId, now: Round) -> u32 {
+        let account = self.open(id);
+        if account.struck.0.saturating_add(rewards.vesting_rounds) < now.0 {
+            account.strikes = 0;
+        }
+        account.strikes = account.strikes.saturating_add(1);
+        account.struck = now;
+        account.strikes
     }
 }
 
@@ -274,6 +292,25 @@ mod tests {
         assert_eq!(ledger.void(id, Round(1)), 5);
         assert_eq!(ledger.slash(id), 6);
         let account = ledger.get(&id).unwrap();
-        assert_eq!((account.vested, account.slashed, account.provisional.len()), (7, 11, 0));
+        assert_eq!(
+            (
+                account.vested,
+                account.slashed,
+                account.unpaid,
+                account.provisional.len()
+            ),
+            (7, 6, 5, 0)
+        );
+    }
+
+    #[test]
+    fn strikes_far_apart_do_not_add_up() {
+        let rewards = RewardConfig {
+            vesting_rounds: 10,
+            ..RewardConfig::default()
+        };
+        let (id, mut ledger) = (PeerId([1; 32]), Ledger::default());
+        let strikes = [5, 15, 26, 26].map(|round| ledger.strike(&rewards, id, Round(round)));
+        assert_eq!(strikes, [1, 2, 1, 2]);
     }
 }

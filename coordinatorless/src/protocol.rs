@@ -27,7 +27,7 @@
 //! | R21 | meeting another branch | `sync` |
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
-//! | R24, R25, R27 | audits, verdicts (thin: public draw, one confirmation) | [`audit`] |
+//! | R24, R25, R27 | private draw of auditors, verdicts, accusations confirmed in public | [`audit`], [`beacon`] |
 //! | R28 | cheating does not pay, or the run isn't created | [`crate::economics`] |
 //! | R29 | points | [`crate::ledger`] |
 //!
@@ -162,6 +162,8 @@ pub struct State {
     evidence: BTreeMap<PeerId, Evidence>,
     /// Audits this peer was ordered to do already.
     auditing: BTreeSet<audit::Key>,
+    /// Whom this peer's lots drew it to audit, by branch and round: nobody else can know.
+    lots: BTreeMap<(Branch, Round), Vec<(PeerId, Lot)>>,
     regroup: regroup::RegroupState,
     sync: sync::SyncState,
     out: Vec<Effect>,
@@ -223,6 +225,7 @@ impl State {
             verdicts: BTreeMap::new(),
             evidence: BTreeMap::new(),
             auditing: BTreeSet::new(),
+            lots: BTreeMap::new(),
             regroup: regroup::RegroupState::default(),
             sync: sync::SyncState::default(),
             out: Vec::new(),
@@ -487,23 +490,26 @@ impl State {
         }
     }
 
-    /// A verdict for an audit that is open: kept for the next record, passed on once.
+    /// A verdict that is awaited: kept for the next record, passed on once. One whose auditor was not drawn is refused and counted.
     fn verdict(&mut self, message: Signed) {
         let Body::Verdict(verdict) = message.body.clone() else {
             return;
         };
-        let key = audit::key(&verdict);
         let signed = SignedVerdict {
             auditor: message.signer,
             verdict,
             signature: message.signature,
         };
-        if self.verdicts.contains_key(&key) || self.verdicts.len() >= MAX_REQUESTS {
+        let key = audit::key(&signed);
+        if self.verdicts.contains_key(&key) || self.verdicts.len() >= MAX_REQUESTS || !self.chain.awaits(&signed) {
             return;
         }
-        if self.chain.check_verdict(&signed, self.scheme).is_ok() {
-            self.verdicts.insert(key, signed);
-            self.relay(message);
+        match self.chain.check_verdict(&self.config, &signed, self.scheme) {
+            Ok(()) => {
+                self.verdicts.insert(key, signed);
+                self.relay(message);
+            }
+            Err(violation) => self.reject(message.signer, "verdict", violation.to_string()),
         }
     }
 
@@ -512,37 +518,64 @@ impl State {
         self.verdict(message);
     }
 
-    /// Orders the audits that were drawn for this peer.
+    /// Orders the audits that this peer's own lots draw, and those that a seed drew it for in public.
     fn order_audits(&mut self) {
-        let open: Vec<_> = self
-            .chain
-            .agreed
-            .audits
-            .iter()
-            .filter(|open| open.auditor == self.keys.id())
-            .cloned()
-            .collect();
-        self.auditing.retain(|key| open.iter().any(|audit| audit.key() == *key));
-        for audit in open {
-            if self.auditing.contains(&audit.key()) {
-                continue;
-            }
-            let Some((before, decided)) = self.history.get(&audit.round) else {
+        self.draw_lots();
+        let (chain, me) = (self.chain.clone(), self.keys.id());
+        let mut wanted: BTreeMap<audit::Key, (Option<Lot>, Option<PeerId>)> = BTreeMap::new();
+        for ((_, round), lots) in &self.lots {
+            let Some(auditable) = chain.auditable(*round) else {
                 continue;
             };
-            let found = decided
-                .record
-                .contributions
-                .iter()
-                .find(|contribution| contribution.member == audit.member);
+            let open = lots.iter().filter(|(member, _)| !auditable.has_answer(*member, me));
+            wanted.extend(open.map(|(member, lot)| ((*round, *member, 0, me), (Some(lot.clone()), None))));
+        }
+        let mine = chain.agreed.accusations.iter().filter(|open| open.auditor == me);
+        wanted.extend(mine.map(|open| ((open.round, open.member, 1, me), (None, Some(open.accuser)))));
+        self.auditing.retain(|key| wanted.contains_key(key));
+        for (key, (lot, accuser)) in wanted {
+            let (round, member, draw, _) = key;
+            let Some((before, decided)) = self.history.get(&round).filter(|_| !self.auditing.contains(&key)) else {
+                continue;
+            };
+            let found = decided.record.contributions.iter().find(|one| one.member == member);
             let Some(contribution) = found.cloned() else { continue };
-            let work = train_order(before, &self.config, &audit.member, 0);
-            self.auditing.insert(audit.key());
+            let work = train_order(before, &self.config, &member, 0);
+            self.auditing.insert(key);
             self.out.push(Effect::Audit(event::AuditOrder {
                 work,
                 contribution,
-                draw: audit.draw,
+                draw,
+                lot,
+                accuser,
             }));
+        }
+    }
+
+    /// R24: this peer's lots for each round that can still be audited, drawn once.
+    fn draw_lots(&mut self) {
+        let (chain, branch, me) = (self.chain.clone(), self.chain.agreed.branch, self.keys.id());
+        self.lots
+            .retain(|(of, round), _| *of == branch && chain.auditable(*round).is_some());
+        for auditable in &chain.agreed.auditable {
+            let round = auditable.round;
+            let known = self.lots.contains_key(&(branch, round));
+            let Some((_, decided)) = self.history.get(&round).filter(|_| !known) else {
+                continue;
+            };
+            let mut lots = Vec::new();
+            let here = chain.member(&me).is_some_and(|member| member.joined <= round);
+            for one in decided
+                .record
+                .contributions
+                .iter()
+                .filter(|_| here && auditable.weighs(&me))
+            {
+                let drawn = |lot| auditable.draws(&self.config.verification, &me, &one.member, lot);
+                let lot = self.vrf.lot(&auditable.seed, round, &one.member, drawn);
+                lots.extend(lot.map(|lot| (one.member, lot)));
+            }
+            self.lots.insert((branch, round), lots);
         }
     }
 }

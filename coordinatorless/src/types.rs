@@ -246,6 +246,15 @@ pub enum Finding {
     Unanswered,
 }
 
+/// A private draw, revealed: the VRF output that made its holder an auditor, and the proof that it is the one (R24).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Lot {
+    /// The VRF output (schnorrkel pre-output, 32 bytes).
+    pub output: [u8; 32],
+    /// Its proof (64 bytes).
+    pub proof: Signature,
+}
+
 /// An auditor's signed word on one member's round (R25).
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Verdict {
@@ -255,6 +264,8 @@ pub struct Verdict {
     pub member: PeerId,
     /// 0 for the first draw, 1 for the draw that confirms or clears.
     pub draw: u8,
+    /// What drew the auditor, in the first draw; the second is drawn in public.
+    pub lot: Option<Lot>,
     /// What was found.
     pub finding: Finding,
     /// Relative L2 distance between claim and replay, in billionths (saturating).

@@ -1,7 +1,7 @@
 //! Proof instead of trust: replays another member's round from agreed state and says what differs. It never uses the network: what a
 //! member must open is handed in as bytes.
 //!
-//! Who audits whom follows from the record's seed (`coordinatorless::protocol::audit`); this crate does the audit. Read in this order:
+//! Who audits whom is drawn in private, from the record's seed (`coordinatorless::protocol::audit`); this crate does the audit. Read in this order:
 //!
 //! 1. [`opening`]: the accumulators that a commit names, as bytes; what is checked before they are believed to be the ones.
 //! 2. [`mod@replay`]: the same batches from the same model, and what the member's bytes claim the outcome was.

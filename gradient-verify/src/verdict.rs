@@ -42,6 +42,7 @@ fn about(order: &AuditOrder, finding: Finding, distance_nanos: u64, bound: f64) 
         },
         member: contribution.member,
         draw: order.draw,
+        lot: order.lot.clone(),
         finding,
         distance_nanos,
         bound_nanos: nanos(bound),

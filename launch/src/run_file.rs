@@ -819,9 +819,9 @@ mod tests {
         let told = error.to_string();
         for words in [
             "saves 0.80 of a round's reward",
-            "lose 0.76",
-            "audit at least 22%",
-            "after 36 rounds",
+            "lose 0.73",
+            "audit at least 23%",
+            "after 37 rounds",
             "--unsafe-economics",
         ] {
             assert!(told.contains(words), "{words:?} in: {told}");

@@ -152,7 +152,9 @@ impl Driver {
             let shards = transfer::fetch_contribution(&net, &commit, &others)
                 .await
                 .unwrap_or_default();
-            let accumulators = transfer::accumulators(&net, &commit, zero, member, limit).await;
+            // Whoever accused it had them from the member, under the same hashes.
+            let providers: Vec<PeerId> = std::iter::once(member).chain(order.accuser).collect();
+            let accumulators = transfer::accumulators(&net, &commit, zero, &providers, limit).await;
             Job::Audit(Box::new(AuditReady {
                 order,
                 source,

@@ -278,7 +278,7 @@ pub async fn accumulators(
     net: &Net,
     commit: &Commit,
     zero: Hash,
-    member: PeerId,
+    providers: &[PeerId],
     limit: u64,
 ) -> Option<(Bytes, Bytes)> {
     let mut found = Vec::new();
@@ -289,7 +289,7 @@ pub async fn accumulators(
             continue;
         }
         if !net.has(root).await {
-            net.fetch(root, limit, vec![member], Duration::from_secs(30))
+            net.fetch(root, limit, providers.to_vec(), Duration::from_secs(30))
                 .await
                 .ok()?;
         }

@@ -1,7 +1,10 @@
 //! The run's randomness (R23): each record's original proposer adds a VRF output over the last seed, which it can neither choose
 //! nor withhold without losing its turn. Certificates never enter the seed: whoever assembles one could grind it.
 
-use schnorrkel::vrf::{VRFPreOut, VRFProof};
+//!
+//! The same keys draw auditors (R24, [`super::audit`]), each with a lot of its own that nobody else can compute.
+
+use schnorrkel::vrf::{VRFInOut, VRFPreOut, VRFProof};
 
 use crate::types::*;
 use crate::wire::{Keys, Scheme};
@@ -28,6 +31,26 @@ impl VrfKeys {
     /// The public key, as announced in a join or the genesis.
     pub fn public(&self) -> [u8; 32] {
         self.pair.public.to_bytes()
+    }
+
+    /// This peer's lot for the audit of `member`'s work in `round`, with its proof, if `drawn` says of its value that it is one.
+    pub fn lot(&self, seed: &[u8; 32], round: Round, member: &PeerId, drawn: impl FnOnce(u64) -> bool) -> Option<Lot> {
+        let message = lot_message(seed, round, member);
+        if self.scheme == Scheme::KeyedHash {
+            let output = hashed(&self.public(), &message);
+            let proof = Signature([0; 64]);
+            return drawn(lot_value(&message, &output)).then_some(Lot { output, proof });
+        }
+        let mut drawn = Some(drawn);
+        let check = |out: &VRFInOut| {
+            let value = lot_value(&message, &out.to_preout().to_bytes());
+            drawn.take().is_some_and(|drawn| drawn(value))
+        };
+        let (output, proof, _) = self.pair.vrf_sign_after_check(lot_transcript(&message), check)?;
+        Some(Lot {
+            output: output.to_preout().to_bytes(),
+            proof: Signature(proof.to_bytes()),
+        })
     }
 
     /// The beacon for a record that this peer is first to propose.
@@ -65,6 +88,41 @@ pub fn verify(beacon: &Beacon, vrf_key: &[u8; 32], seed: &[u8; 32], round: Round
         return false;
     };
     key.vrf_verify(transcript(&message), &output, &proof).is_ok()
+}
+
+/// The value of a lot, uniform over 64 bits; `None` if it is not the one that the holder of `vrf_key` has here.
+pub fn verify_lot(
+    lot: &Lot,
+    vrf_key: &[u8; 32],
+    seed: &[u8; 32],
+    round: Round,
+    member: &PeerId,
+    scheme: Scheme,
+) -> Option<u64> {
+    let message = lot_message(seed, round, member);
+    let value = lot_value(&message, &lot.output);
+    if scheme == Scheme::KeyedHash {
+        return (lot.output == hashed(vrf_key, &message) && lot.proof == Signature([0; 64])).then_some(value);
+    }
+    let key = schnorrkel::PublicKey::from_bytes(vrf_key).ok()?;
+    let output = VRFPreOut::from_bytes(&lot.output).ok()?;
+    let proof = VRFProof::from_bytes(&lot.proof.0).ok()?;
+    let verified = key.vrf_verify(lot_transcript(&message), &output, &proof);
+    verified.is_ok().then_some(value)
+}
+
+fn lot_message(seed: &[u8; 32], round: Round, member: &PeerId) -> Vec<u8> {
+    [&b"audit"[..], &seed[..], &round.0.to_le_bytes(), &member.0[..]].concat()
+}
+
+fn lot_transcript(message: &[u8]) -> impl schnorrkel::context::SigningTranscript {
+    schnorrkel::signing_context(b"murmur/v1/audit-lot").bytes(message)
+}
+
+/// The output is one point of a group for each key and message; its hash is uniform.
+fn lot_value(message: &[u8], output: &[u8; 32]) -> u64 {
+    let hash = blake3::derive_key("murmur/v1/audit-lot", &[message, &output[..]].concat());
+    hash.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// The seed after a record: `H(seed before ‖ output)`.

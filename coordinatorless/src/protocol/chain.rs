@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::assignment::Assignment;
-use super::audit::{self, OpenAudit};
+use super::audit::{self, Accusation, Auditable};
 use super::beacon;
 use super::event::Notice;
 use super::membership::{self, MEAN_SPEED, Member, Standing};
@@ -68,8 +68,10 @@ pub struct Agreed {
     pub failed: Vec<(PeerId, Round)>,
     /// Proposers of the first views of the round decided last, and of the one to come.
     pub proposers: [Vec<PeerId>; 2],
-    /// Audits drawn and not yet answered, sorted.
-    pub audits: Vec<OpenAudit>,
+    /// The last rounds, whose work can still be audited, oldest first (R24).
+    pub auditable: Vec<Auditable>,
+    /// Accusations that nobody has confirmed or cleared yet, sorted.
+    pub accusations: Vec<Accusation>,
     /// The first round after a regroup whose survivors held at most half of the weight at their fork; the first such one (R21).
     pub minority: Option<Round>,
 }
@@ -148,7 +150,8 @@ impl ChainState {
             weights: Vec::new(),
             failed: Vec::new(),
             proposers: [Vec::new(), Vec::new()],
-            audits: Vec::new(),
+            auditable: Vec::new(),
+            accusations: Vec::new(),
             minority: None,
         };
         let mut state = Self {
@@ -315,7 +318,7 @@ impl ChainState {
         next.agreed.seed = seed;
         // R22: work of the old branch was done under its seeds and signed for its slot; no audit of it belongs here.
         if record.carried.is_none() {
-            audit::draw(&mut next, config, record);
+            audit::open(&mut next, record);
         }
         next.vest(config);
         membership::normalise_speeds(&mut next.agreed.members);
@@ -327,7 +330,7 @@ impl ChainState {
     fn vest(&mut self, config: &RunConfig) {
         let (now, minority) = (self.agreed.round, self.agreed.minority);
         let auditable = Round(now.0.saturating_sub(2 * config.verification.verdict_rounds));
-        let open = self.agreed.audits.iter().map(|open| open.round);
+        let open = self.agreed.accusations.iter().map(|open| open.round);
         let settled = open.fold(auditable, Round::min);
         self.ledger.add_up(&config.rewards, settled, minority);
         self.ledger.vest(&config.rewards, now, minority);
@@ -351,7 +354,8 @@ impl ChainState {
     /// Work, points, quotas, accumulators, cursor and pool (R7, R13, R29).
     fn count_work(&mut self, config: &RunConfig, record: &Record, assignment: Assignment) {
         let (round, batch) = (record.slot.round, config.data.batch_tokens());
-        let horizon = config.membership.weight_delay + config.membership.weight_window + 1;
+        let weighs = config.membership.weight_delay + config.membership.weight_window + 1;
+        let horizon = weighs.max(config.verification.verdict_rounds + 1);
         for (id, _) in &assignment.members {
             let counted = contribution_of(&record.contributions, id);
             let tokens = counted.map_or(0, |contribution| contribution.commit.tokens);
@@ -487,7 +491,8 @@ impl ChainState {
             next.agreed.minority.get_or_insert(next.agreed.round.next());
         }
         // The old branch's audits name its rounds; evidence counts within one branch only (R22).
-        next.agreed.audits.clear();
+        next.agreed.auditable.clear();
+        next.agreed.accusations.clear();
         next.settle_voters(config);
         // All weights zero: one each. Newcomers among the survivors have no weight yet, and need none to keep the branch alive.
         next

@@ -115,6 +115,10 @@ pub struct AuditOrder {
     pub contribution: Contribution,
     /// 0 first draw, 1 confirmation.
     pub draw: u8,
+    /// What drew this peer, in the first draw.
+    pub lot: Option<Lot>,
+    /// Who made the accusation to be confirmed or cleared: it may have what the member opened.
+    pub accuser: Option<PeerId>,
 }
 
 /// Something for the driver to do. Effects are carried out in order; nothing after a [`Effect::Persist`] may leave this peer before

@@ -39,6 +39,13 @@ pub struct Member {
     pub accumulator: Hash,
 }
 
+impl Member {
+    /// Whether work of this round was counted, as far as it is remembered: as long as it weighs or can be audited.
+    pub fn worked_in(&self, round: Round) -> bool {
+        self.work.iter().any(|(at, _)| *at == round)
+    }
+}
+
 /// The speed of an average member.
 pub const MEAN_SPEED: u64 = 1 << 20;
 /// At most this many vote; anyone may train (R5).

@@ -7,7 +7,7 @@ use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
 use super::event::{Effect, Notice, Timer, Trained};
 use super::planted::{Bug, planted};
 use super::roster::Roster;
-use super::{State, log, micros, regroup, train_order};
+use super::{State, audit, log, micros, regroup, train_order};
 use crate::agreement::Output;
 use crate::types::*;
 use crate::wire::{Body, Signed};
@@ -125,8 +125,7 @@ impl State {
         let (chain, config, scheme) = (self.chain.clone(), self.config.clone(), self.scheme);
         self.requests
             .retain(|_, change| chain.check_change(&config, change, scheme).is_ok());
-        self.verdicts
-            .retain(|_, verdict| chain.check_verdict(verdict, scheme).is_ok());
+        self.verdicts.retain(|_, verdict| chain.awaits(verdict));
         self.evidence
             .retain(|_, evidence| chain.check_evidence(evidence, scheme).is_ok());
         self.out.push(Effect::SetTimer(
@@ -322,12 +321,23 @@ impl State {
             changes,
             contributions,
             model_root,
-            verdicts: self.verdicts.values().take(MAX_VERDICTS).cloned().collect(),
+            verdicts: self.pressing_verdicts(),
             evidence: self.evidence.values().take(MAX_EVIDENCE).cloned().collect(),
             beacon: self.vrf.beacon(self.keys.id(), &self.chain.agreed.seed, round, view),
             carried,
         };
         self.chain.draft(&self.config, draft)
+    }
+
+    /// What a record has room for: first what accuses, confirms or clears, since nothing follows from a first audit that agrees.
+    fn pressing_verdicts(&self) -> Vec<SignedVerdict> {
+        let idle = |signed: &&SignedVerdict| signed.verdict.draw == 0 && signed.verdict.finding == Finding::Agrees;
+        let mut verdicts: Vec<&SignedVerdict> = self.verdicts.values().collect();
+        // Stable: by key within each kind, as the map has them.
+        verdicts.sort_by_key(idle);
+        verdicts.truncate(MAX_VERDICTS);
+        verdicts.sort_by_key(|signed| audit::key(signed));
+        verdicts.into_iter().cloned().collect()
     }
 
     /// R15: members that more than 2/3 of the weight say they have not heard, one a record (the rule allows more of many).

@@ -79,10 +79,13 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn verdict() -> impl Strategy<Value = Verdict> {
     let finding = prop_oneof![Just(Finding::Agrees), Just(Finding::Differs), Just(Finding::Unanswered)];
-    (slot(), peer(), any::<(u8, u64, u64)>(), finding).prop_map(|(slot, member, numbers, finding)| Verdict {
+    let lot = option::of((any::<[u8; 32]>(), signature()).prop_map(|(output, proof)| Lot { output, proof }));
+    let parts = (slot(), peer(), any::<(u8, u64, u64)>(), finding, lot);
+    parts.prop_map(|(slot, member, numbers, finding, lot)| Verdict {
         slot,
         member,
         draw: numbers.0,
+        lot,
         finding,
         distance_nanos: numbers.1,
         bound_nanos: numbers.2,

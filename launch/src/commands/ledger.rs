@@ -1,6 +1,6 @@
 //! `murmur ledger show|verify`: the record chain as anyone can replay it from a peer's directory, live or not.
 
-mod bare;
+pub mod bare;
 
 use std::time::Instant;
 
@@ -207,7 +207,7 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
     if json {
         let members: Vec<_> = ledger.accounts.iter().map(|account| json!({
             "id": account.id, "address": account.address, "tokens": account.tokens, "provisional": points(account.provisional_points()),
-            "vested": points(account.vested), "slashed": points(account.slashed), "paid": 0, "strikes": account.strikes,
+            "vested": points(account.vested), "slashed": points(account.slashed), "unpaid": points(account.unpaid), "paid": 0, "strikes": account.strikes,
         })).collect();
         return print_json(&json!({"round": round, "issued": points(ledger.issued), "members": members}));
     }
@@ -215,15 +215,16 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         "balances after round {round}; {} points issued",
         thousands(ledger.issued)
     );
-    println!("  member            tokens  provisional       vested      slashed  strikes  address");
+    println!("  member            tokens  provisional       vested      slashed       unpaid  strikes  address");
     for account in &ledger.accounts {
         println!(
-            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>7}  {}",
+            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {}",
             account.id.short(),
             thousands(account.tokens),
             thousands(account.provisional_points()),
             thousands(account.vested),
             thousands(account.slashed),
+            thousands(account.unpaid),
             account.strikes,
             account.address
         );

@@ -112,6 +112,10 @@ impl ChainState {
                 if member.is_some_and(|member| member.standing != Standing::Away) {
                     return refuse("already a member, or banned");
                 }
+                // R24: it may still weigh, and a key chosen now would choose whom it audits.
+                if member.is_some_and(|member| member.vrf_key != join.vrf_key) {
+                    return refuse("announces another VRF key than before");
+                }
                 if member.is_none() && self.agreed.members.len() >= membership::MAX_MEMBERS {
                     return refuse("the run is full");
                 }
@@ -209,7 +213,7 @@ impl ChainState {
             && record
                 .verdicts
                 .windows(2)
-                .all(|pair| audit::key(&pair[0].verdict) < audit::key(&pair[1].verdict))
+                .all(|pair| audit::key(&pair[0]) < audit::key(&pair[1]))
             && record.evidence.windows(2).all(|pair| pair[0].culprit < pair[1].culprit);
         if !sorted {
             return Err(RuleViolation::Shape(
@@ -234,7 +238,7 @@ impl ChainState {
         }
         self.check_lapsed_weight(&record.changes)?;
         for verdict in &record.verdicts {
-            self.check_verdict(verdict, scheme)?;
+            self.check_verdict(config, verdict, scheme)?;
         }
         for evidence in &record.evidence {
             self.check_evidence(evidence, scheme)?;
@@ -286,8 +290,13 @@ impl ChainState {
         Ok(())
     }
 
-    /// Whether a verdict answers an open audit and comes from the auditor that was drawn.
-    pub fn check_verdict(&self, signed: &SignedVerdict, scheme: Scheme) -> Result<(), RuleViolation> {
+    /// Whether a verdict is awaited and comes from an auditor that was drawn (R24).
+    pub fn check_verdict(
+        &self,
+        config: &RunConfig,
+        signed: &SignedVerdict,
+        scheme: Scheme,
+    ) -> Result<(), RuleViolation> {
         let refuse = |why| {
             Err(RuleViolation::Refused {
                 what: "verdict",
@@ -295,19 +304,36 @@ impl ChainState {
                 why,
             })
         };
-        let slot = signed.verdict.slot;
-        if slot.run != self.agreed.run || slot.branch != self.agreed.branch || slot.view != 0 {
-            return refuse("for another run or branch");
+        let (verdict, auditor) = (&signed.verdict, &signed.auditor);
+        if verdict.slot.view != 0 || verdict.draw > 1 {
+            return refuse("for a view or a draw that there is not");
         }
-        match self
-            .agreed
-            .audits
-            .iter()
-            .find(|open| open.key() == audit::key(&signed.verdict))
-        {
-            Some(open) if open.auditor == signed.auditor => {}
-            Some(_) => return refuse("another auditor was drawn"),
-            None => return refuse("no such audit is open"),
+        if !self.awaits(signed) {
+            return refuse("nobody awaits it: another branch or auditor, too late, or said before");
+        }
+        let round = verdict.slot.round;
+        match (self.auditable(round), &verdict.lot) {
+            (Some(auditable), Some(lot)) if verdict.draw == 0 => {
+                if !self
+                    .member(&verdict.member)
+                    .is_some_and(|member| member.worked_in(round))
+                {
+                    return refuse("on work that was not counted");
+                }
+                let known = self
+                    .member(auditor)
+                    .filter(|member| member.standing != Standing::Banned);
+                // Who came back since may have come with another key.
+                let Some(known) = known.filter(|member| member.joined <= round) else {
+                    return refuse("not a member when the seed came to be, or barred");
+                };
+                let value = beacon::verify_lot(lot, &known.vrf_key, &auditable.seed, round, &verdict.member, scheme);
+                if !value.is_some_and(|lot| auditable.draws(&config.verification, auditor, &verdict.member, lot)) {
+                    return refuse("its lot does not prove that it was drawn");
+                }
+            }
+            (_, None) if verdict.draw == 1 => {}
+            _ => return refuse("a first verdict needs a lot, and only a first one"),
         }
         let whole = Signed {
             signer: signed.auditor,

@@ -135,16 +135,35 @@ impl Run {
         self.keys.iter().position(|keys| keys.id() == id).unwrap()
     }
 
-    fn verdict(&self, finding: Finding, open: &OpenAudit, by: usize) -> SignedVerdict {
+    /// The last round's first auditor by lot, whom it audits, and its lot.
+    fn drawn(&self) -> (usize, PeerId, Lot) {
+        self.all_drawn().into_iter().next().unwrap()
+    }
+
+    /// All of them.
+    fn all_drawn(&self) -> Vec<(usize, PeerId, Lot)> {
+        let auditable = self.chain.agreed.auditable.last().unwrap();
+        let mut all = Vec::new();
+        for (by, keys) in self.keys.iter().enumerate() {
+            for member in self.keys.iter().map(Keys::id) {
+                let hit = |lot| auditable.draws(&self.config.verification, &keys.id(), &member, lot);
+                let lot = VrfKeys::derive(keys).lot(&auditable.seed, auditable.round, &member, hit);
+                all.extend(lot.map(|lot| (by, member, lot)));
+            }
+        }
+        all
+    }
+
+    fn verdict(&self, finding: Finding, round: Round, member: PeerId, lot: Option<Lot>, by: usize) -> SignedVerdict {
         let slot = Slot {
-            round: open.round,
+            round,
             ..self.chain.next_slot()
         };
-        let (member, draw) = (open.member, open.draw);
         let verdict = Verdict {
             slot,
             member,
-            draw,
+            draw: u8::from(lot.is_none()),
+            lot,
             finding,
             distance_nanos: 1,
             bound_nanos: 1,
@@ -155,6 +174,31 @@ impl Run {
             verdict,
             signature: signed.signature,
         }
+    }
+
+    /// Lets an auditor that was drawn say this of the last round, in a record that counts everyone. Gives the accused, and its round.
+    fn accused(&mut self, finding: Finding) -> Accusation {
+        let (by, member, lot) = self.drawn();
+        let accusation = self.verdict(finding, self.chain.agreed.round, member, Some(lot), by);
+        let record = Record {
+            verdicts: vec![accusation],
+            ..self.record()
+        };
+        self.advance(&record);
+        let open = self.chain.agreed.accusations.last().unwrap().clone();
+        assert_eq!((open.member, open.accuser), (member, self.keys[by].id()));
+        assert!(open.auditor != member && open.auditor != open.accuser);
+        open
+    }
+
+    /// Lets the second auditor say this.
+    fn answered(&mut self, open: &Accusation, finding: Finding) -> Vec<Notice> {
+        let by = self.index(open.auditor);
+        let record = Record {
+            verdicts: vec![self.verdict(finding, open.round, open.member, None, by)],
+            ..self.record()
+        };
+        self.advance(&record)
     }
 }
 
@@ -257,34 +301,11 @@ fn a_cheat_is_barred_only_after_a_second_auditor_agrees() {
     let mut run = Run::new();
     let record = run.record();
     run.advance(&record);
-    let first = run.chain.agreed.audits[0].clone();
-    let cheat = first.member;
-
-    // Only the auditor that was drawn is heard.
-    let wrong = (0..4).find(|by| run.keys[*by].id() != first.auditor).unwrap();
-    let forged = run.verdict(Finding::Differs, &first, wrong);
-    let record = run.record_of(Vec::new(), Vec::new(), vec![forged]);
-    assert!(run.apply(&record).unwrap_err().to_string().contains("another auditor"));
-
-    let accusation = run.verdict(Finding::Differs, &first, run.index(first.auditor));
-    let record = run.record_of(Vec::new(), Vec::new(), vec![accusation]);
-    run.advance(&record);
+    let open = run.accused(Finding::Differs);
+    let cheat = open.member;
     assert!(run.chain.ledger.get(&cheat).unwrap().provisional_points() > 0);
-    let second = run
-        .chain
-        .agreed
-        .audits
-        .iter()
-        .find(|open| open.draw == 1)
-        .unwrap()
-        .clone();
-    assert!(second.auditor != first.auditor && second.auditor != cheat);
-
-    let confirmed = run.verdict(Finding::Differs, &second, run.index(second.auditor));
     // The cheat delivers in the very round that bars it.
-    let last = run.sign(run.index(cheat), run.commit(run.index(cheat), 1));
-    let record = run.record_of(vec![last], Vec::new(), vec![confirmed]);
-    let notices = run.advance(&record);
+    let notices = run.answered(&open, Finding::Differs);
     assert!(
         notices
             .iter()
@@ -301,23 +322,209 @@ fn an_accusation_that_is_not_confirmed_costs_the_accuser() {
     let mut run = Run::new();
     let record = run.record();
     run.advance(&record);
-    let first = run.chain.agreed.audits[0].clone();
-    let accusation = run.verdict(Finding::Differs, &first, run.index(first.auditor));
-    let record = run.record_of(Vec::new(), Vec::new(), vec![accusation]);
+    let open = run.accused(Finding::Differs);
+    run.answered(&open, Finding::Agrees);
+    assert!(run.chain.ledger.get(&open.member).unwrap().provisional_points() > 0);
+    assert_eq!(run.chain.ledger.get(&open.accuser).unwrap().strikes, 1);
+    assert!(run.chain.agreed.accusations.is_empty());
+}
+
+#[test]
+fn only_who_was_drawn_is_heard_once_and_with_its_own_lot() {
+    let mut run = Run::new();
+    let record = run.record();
     run.advance(&record);
-    let second = run
-        .chain
-        .agreed
-        .audits
-        .iter()
-        .find(|open| open.draw == 1)
-        .unwrap()
-        .clone();
-    let cleared = run.verdict(Finding::Agrees, &second, run.index(second.auditor));
-    let record = run.record_of(Vec::new(), Vec::new(), vec![cleared]);
+    let (round, all) = (run.chain.agreed.round, run.all_drawn());
+    let refused = |run: &Run, verdict: SignedVerdict| {
+        let record = run.record_of(Vec::new(), Vec::new(), vec![verdict]);
+        run.apply(&record).unwrap_err().to_string()
+    };
+    let (by, member, lot) = all[0].clone();
+    let good = run.verdict(Finding::Differs, round, member, Some(lot.clone()), by);
+    assert!(
+        run.apply(&run.record_of(Vec::new(), Vec::new(), vec![good.clone()]))
+            .is_ok()
+    );
+    // Another's lot, a member that the lot did not draw, a lot bent into place, none.
+    let other = (0..4)
+        .find(|other| *other != by && run.keys[*other].id() != member)
+        .unwrap();
+    let stolen = run.verdict(Finding::Differs, round, member, Some(lot.clone()), other);
+    assert!(refused(&run, stolen).contains("does not prove that it was drawn"));
+    let undrawn = |id: &PeerId| *id != run.keys[by].id() && !all.iter().any(|(at, one, _)| (*at, *one) == (by, *id));
+    if let Some(id) = run.keys.iter().map(Keys::id).find(undrawn) {
+        let auditable = run.chain.agreed.auditable.last().unwrap();
+        let vrf = VrfKeys::derive(&run.keys[by]);
+        let honest_but_too_high = vrf.lot(&auditable.seed, round, &id, |_| true);
+        let uninvited = run.verdict(Finding::Differs, round, id, honest_but_too_high, by);
+        assert!(refused(&run, uninvited).contains("does not prove that it was drawn"));
+    }
+    let mut bent = lot.clone();
+    bent.output[3] ^= 1;
+    let bent = run.verdict(Finding::Differs, round, member, Some(bent), by);
+    assert!(refused(&run, bent).contains("does not prove that it was drawn"));
+    let unproven = run.verdict(Finding::Differs, round, member, None, by);
+    assert!(refused(&run, unproven).contains("nobody awaits it"));
+    // Work that was not counted, a round to come, a signature that does not fit.
+    let vrf = VrfKeys::derive(&run.keys[by]);
+    let nobody = PeerId([9; 32]);
+    let auditable = run.chain.agreed.auditable.last().unwrap().clone();
+    let on_nobody = vrf.lot(&auditable.seed, round, &nobody, |_| true);
+    let on_nobody = run.verdict(Finding::Differs, round, nobody, on_nobody, by);
+    assert!(refused(&run, on_nobody).contains("not counted"));
+    let early = run.verdict(Finding::Differs, round.next(), member, Some(lot.clone()), by);
+    assert!(refused(&run, early).contains("nobody awaits it"));
+    let mut forged = good.clone();
+    forged.verdict.finding = Finding::Agrees;
+    assert!(refused(&run, forged).contains("signature"));
+    // The same auditor has one word on a round.
+    run.advance(&run.record_of(Vec::new(), Vec::new(), vec![good]));
+    let again = run.verdict(Finding::Agrees, round, member, Some(lot), by);
+    assert!(refused(&run, again).contains("nobody awaits it"));
+}
+
+#[test]
+fn a_round_can_be_audited_for_as_long_as_the_run_says_and_no_longer() {
+    let mut run = Run::new();
+    let record = run.record();
     run.advance(&record);
-    assert!(run.chain.ledger.get(&first.member).unwrap().provisional_points() > 0);
-    assert_eq!(run.chain.ledger.get(&first.auditor).unwrap().strikes, 1);
+    let (round, (by, member, lot)) = (run.chain.agreed.round, run.drawn());
+    for _ in 1..run.config.verification.verdict_rounds {
+        let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
+        run.advance(&record);
+    }
+    let said = |run: &Run| {
+        let verdict = run.verdict(Finding::Agrees, round, member, Some(lot.clone()), by);
+        run.apply(&run.record_of(Vec::new(), Vec::new(), vec![verdict]))
+    };
+    assert!(said(&run).is_ok());
+    let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
+    run.advance(&record);
+    assert!(said(&run).unwrap_err().to_string().contains("too late"));
+}
+
+#[test]
+fn who_opens_nothing_to_two_auditors_is_not_paid_and_the_third_time_barred() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let withholder = run.drawn().1;
+    let mut strikes = 0;
+    // Until the lots have fallen on it three times.
+    for _ in 0..100 {
+        let drawn = run.all_drawn().into_iter().find(|(_, member, _)| *member == withholder);
+        let round = run.chain.agreed.round;
+        let Some((by, member, lot)) = drawn else {
+            let record = run.record();
+            run.advance(&record);
+            continue;
+        };
+        let record = Record {
+            verdicts: vec![run.verdict(Finding::Unanswered, round, member, Some(lot), by)],
+            ..run.record()
+        };
+        run.advance(&record);
+        let open = run.chain.agreed.accusations[0].clone();
+        let before = run.chain.ledger.get(&withholder).unwrap().unpaid;
+        let notices = run.answered(&open, Finding::Unanswered);
+        strikes += 1;
+        let account = run.chain.ledger.get(&withholder).unwrap();
+        assert!(account.unpaid > before);
+        let slashed = |one: &Notice| matches!(one, Notice::Slashed { member, .. } if *member == withholder);
+        assert_eq!(notices.iter().any(slashed), strikes == 3);
+        if strikes == 3 {
+            break;
+        }
+    }
+    assert_eq!(strikes, 3);
+    assert_eq!(run.chain.member(&withholder).unwrap().standing, Standing::Banned);
+    assert!(run.keys.iter().all(|keys| {
+        let account = run.chain.ledger.get(&keys.id()).unwrap();
+        keys.id() == withholder || account.strikes == 0
+    }));
+}
+
+#[test]
+fn who_is_gone_and_opens_nothing_is_not_paid_and_has_no_strike() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let open = run.accused(Finding::Unanswered);
+    // It delivered nothing in the last record.
+    let rest = (0..4).filter(|member| run.keys[*member].id() != open.member);
+    let contributions = rest.map(|member| run.sign(member, run.commit(member, 1))).collect();
+    let record = run.record_of(contributions, Vec::new(), Vec::new());
+    run.advance(&record);
+    run.answered(&open, Finding::Unanswered);
+    let account = run.chain.ledger.get(&open.member).unwrap();
+    assert!(account.unpaid > 0 && account.strikes == 0 && account.slashed == 0);
+}
+
+#[test]
+fn an_auditor_that_could_not_reach_who_is_honest_harms_nobody() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let open = run.accused(Finding::Unanswered);
+    run.answered(&open, Finding::Agrees);
+    for keys in &run.keys {
+        let account = run.chain.ledger.get(&keys.id()).unwrap();
+        assert_eq!((account.strikes, account.unpaid, account.slashed), (0, 0, 0));
+    }
+    // Had the second found a difference, a third would be drawn: two must have seen one.
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let open = run.accused(Finding::Unanswered);
+    run.answered(&open, Finding::Differs);
+    let next = run.chain.agreed.accusations[0].clone();
+    assert_eq!((next.finding, next.accuser), (Finding::Differs, open.auditor));
+    assert_eq!(run.chain.ledger.get(&open.member).unwrap().slashed, 0);
+    run.answered(&next, Finding::Differs);
+    assert_eq!(run.chain.member(&open.member).unwrap().standing, Standing::Banned);
+}
+
+#[test]
+fn an_accusation_outlasts_a_second_auditor_that_keeps_silent() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let first = run.accused(Finding::Differs);
+    for _ in 0..run.config.verification.verdict_rounds {
+        let record = run.record();
+        run.advance(&record);
+    }
+    let again = run.chain.agreed.accusations[0].clone();
+    assert_eq!(
+        (again.round, again.member, again.accuser),
+        (first.round, first.member, first.accuser)
+    );
+    assert!(again.drawn > first.drawn);
+}
+
+#[test]
+fn a_member_that_comes_back_must_bring_the_key_it_had() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let leave = Leave {
+        slot: run.chain.next_slot(),
+    };
+    let signed = run.keys[0].sign(&Body::Leave(leave.clone()));
+    let change = Change::Leave(leave, signed.signer, signed.signature);
+    run.advance(&run.record_of(Vec::new(), vec![change], Vec::new()));
+    let back = |vrf_key| {
+        let join = Join {
+            slot: run.chain.next_slot(),
+            vrf_key,
+            payout_address: String::new(),
+        };
+        let signed = run.keys[0].sign(&Body::Join(join.clone()));
+        let change = Change::Join(join, signed.signer, signed.signature);
+        run.chain.check_change(&run.config, &change, SCHEME)
+    };
+    assert!(back([7; 32]).unwrap_err().to_string().contains("another VRF key"));
+    assert!(back(VrfKeys::derive(&run.keys[0]).public()).is_ok());
 }
 
 #[test]
@@ -382,8 +589,8 @@ fn leaving_is_no_way_out_of_an_audit() {
     let mut run = Run::new();
     let record = run.record();
     run.advance(&record);
-    let first = run.chain.agreed.audits[0].clone();
-    let leaver = run.index(first.member);
+    let (by, member, lot) = run.drawn();
+    let (leaver, round) = (run.index(member), run.chain.agreed.round);
     let leave = Leave {
         slot: run.chain.next_slot(),
     };
@@ -391,17 +598,30 @@ fn leaving_is_no_way_out_of_an_audit() {
     let change = Change::Leave(leave, signed.signer, signed.signature);
     let record = run.record_of(Vec::new(), vec![change], Vec::new());
     run.advance(&record);
-    assert!(run.chain.agreed.audits.iter().any(|open| open.member == first.member));
+    // Its auditor is heard all the same.
+    let verdict = run.verdict(Finding::Differs, round, member, Some(lot), by);
+    assert!(run.chain.check_verdict(&run.config, &verdict, SCHEME).is_ok());
     for _ in 0..run.config.verification.verdict_rounds {
         let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
         run.advance(&record);
     }
-    // Nobody could audit it in time: it isn't paid, and isn't accused.
-    let account = run.chain.ledger.get(&first.member).unwrap();
+    // Drawn or not, it was gone before it could have been audited: it isn't paid, and isn't accused.
+    let account = run.chain.ledger.get(&member).unwrap();
     assert_eq!(
-        (account.provisional_points(), account.vested, account.strikes),
-        (0, 0, 0)
+        (
+            account.provisional_points(),
+            account.vested,
+            account.strikes,
+            account.slashed
+        ),
+        (0, 0, 0, 0)
     );
+    assert!(account.unpaid > 0);
+    // Those who stayed are.
+    assert!(run.keys.iter().filter(|keys| keys.id() != member).all(|keys| {
+        let account = run.chain.ledger.get(&keys.id()).unwrap();
+        account.vested > 0 && account.unpaid == 0
+    }));
 }
 
 /// Two votes of a member for one slot.

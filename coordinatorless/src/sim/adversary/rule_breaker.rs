@@ -151,6 +151,7 @@ impl Breach {
                     slot: record.slot,
                     member: stranger,
                     draw: 0,
+                    lot: None,
                     finding: Finding::Differs,
                     distance_nanos: 1,
                     bound_nanos: 0,

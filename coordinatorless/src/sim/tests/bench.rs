@@ -332,6 +332,7 @@ impl Bench {
                     slot: order.contribution.commit.slot,
                     member: order.contribution.member,
                     draw: order.draw,
+                    lot: order.lot,
                     finding: Finding::Agrees,
                     distance_nanos: 0,
                     bound_nanos: 1,

@@ -66,6 +66,7 @@ impl World {
             slot,
             member,
             draw: order.draw,
+            lot: order.lot,
             finding,
             distance_nanos: 0,
             bound_nanos: 20_000_000,
