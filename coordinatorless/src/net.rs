@@ -9,6 +9,7 @@
 //! | `gossip.rs` | announcements to the whole run |
 //! | `sync.rs`, `pool.rs` | questions and answers |
 //! | `blobs.rs`, `blobs/pieces.rs`, `rate.rs` | contributions and snapshots by hash; long ones from many at once; bandwidth caps |
+//! | `at_rest.rs` | blobs as a directory holds them, without a network |
 //! | `gate.rs` | how many connections strangers may have, and how long in silence |
 //! | `relay.rs` | a relay server of one's own |
 //! | `meter.rs` | bytes sent and received |
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::types::{Hash, PeerId, RunId};
 use crate::wire::VERSION;
 
+mod at_rest;
 mod blobs;
 mod book;
 mod endpoint;
@@ -46,6 +48,7 @@ mod rate;
 mod relay;
 mod sync;
 
+pub use at_rest::BlobsAtRest;
 pub use blobs::{FetchCounters, FetchError};
 pub(crate) use links::FRAME_HEADER;
 pub use relay::RelayServer;

@@ -73,12 +73,6 @@ pub enum Command {
         after_help = "Example:\n  murmur eval --dir ~/murmur\n  murmur eval --model ./SmolLM2-135M.gguf \"The capital of France is\" --top 5 --json\n  murmur eval --dir ~/murmur --tasks questions.jsonl"
     )]
     Eval(EvalArgs),
-    /// Checks a proof by computing again what it says: a text from `generate --prove`. Exit code 0 if it holds, 1 if it does not, 2 if it is none or is
-    /// about another model than the one given.
-    #[command(
-        after_help = "Example:\n  murmur generate --dir ~/murmur \"To be, or not to be\" --max-tokens 100 --prove answer.proof\n  murmur audit answer.proof --dir ~/murmur"
-    )]
-    Audit(AuditFileArgs),
     /// Writes the model as a Hugging Face folder: config.json, model.safetensors, tokenizer.json, generation_config.json.
     #[command(
         after_help = "Example:\n  murmur export --dir ~/murmur ./model\n  murmur export --model ./SmolLM2-135M.gguf ./model"
@@ -90,6 +84,12 @@ pub enum Command {
     /// Shows balances; replays the record chain from genesis and compares every root.
     #[command(subcommand, after_help = "Example:\n  murmur ledger verify --dir ~/murmur")]
     Ledger(LedgerCommand),
+    /// Computes again what somebody claims, and says whether it is so: a proof in a file, as `generate --prove` writes it; or a member's round, from the
+    /// record chain and the blobs that a peer's directory holds.
+    #[command(
+        after_help = "Exit code: 0 it is so, 1 it is not or cannot be computed, 2 wrong usage, no proof, or one of another model.\nExample:\n  murmur audit answer.proof --dir ~/murmur\n  murmur audit --round 12 --member 1f2e3d --dir ~/murmur"
+    )]
+    Audit(AuditArgs),
     /// Runs a relay for peers that no other can dial, on a machine that all of them can.
     #[command(
         after_help = "Example:\n  murmur relay --bind 0.0.0.0:3340\n  murmur join murmur1abc… --relay http://203.0.113.7:3340"
@@ -119,6 +119,34 @@ pub struct ModelArgs {
     /// A model from elsewhere instead of a peer's: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a GGUF file.
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
+}
+
+/// `murmur audit`.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// The proof.
+    #[arg(required_unless_present = "round")]
+    pub file: Option<PathBuf>,
+    /// The round.
+    #[arg(long, value_name = "R", requires = "member", conflicts_with_all = ["file", "model", "prompt"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub round: Option<u64>,
+    /// Whose round: its id, or how that begins.
+    #[arg(long, value_name = "M", requires = "round")]
+    pub member: Option<String>,
+    #[command(flatten)]
+    pub source: ModelArgs,
+    /// Refuse a text that continues anything but this.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Threads to compute with [default: all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A report on a peer.
@@ -669,24 +697,6 @@ pub struct EvalArgs {
     /// Without a text: how many held-out sequences to read.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub sequences: u64,
-    /// Where to compute: cpu, cuda, cuda:N or auto.
-    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
-    pub device: String,
-    /// One JSON object on stdout.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `murmur audit FILE`.
-#[derive(Debug, Args)]
-pub struct AuditFileArgs {
-    /// The proof.
-    pub file: PathBuf,
-    #[command(flatten)]
-    pub source: ModelArgs,
-    /// Refuse a text that continues anything but this.
-    #[arg(long, value_name = "TEXT")]
-    pub prompt: Option<String>,
     /// Where to compute: cpu, cuda, cuda:N or auto.
     #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
     pub device: String,

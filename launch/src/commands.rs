@@ -1,6 +1,7 @@
 //! The commands, one file each; this one only leads to them.
 
 mod audit_file;
+mod audit_round;
 mod bench;
 mod bench_algorithms;
 mod bench_exchange;
@@ -38,10 +39,14 @@ pub fn run(command: Command) -> Result<()> {
         Command::Wait(args) => wait::wait(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),
-        Command::Audit(args) => audit_file::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(command),
         Command::Ledger(command) => ledger::run(&command),
+        Command::Audit(args) => match (&args.file, args.round, &args.member) {
+            (Some(file), ..) => audit_file::run(file, &args),
+            (None, Some(round), Some(member)) => audit_round::run(round, member, &args),
+            _ => Err(usage("name a proof, or a round and a member")),
+        },
         Command::Relay(args) => relay::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Bench(command) => bench::run(command),

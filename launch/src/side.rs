@@ -10,7 +10,7 @@ use bytes::Bytes;
 use coordinatorless::node::{Done, ModelSource};
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{BatchIndex, Verdict};
-use gradient_verify::{Audit, explain, malformed, replay, unanswered, verdict};
+use gradient_verify::{Audit, Replay, ReplayError, explain, malformed, replay, unanswered, verdict};
 use tch::Device;
 use trainer::local::set_threads;
 use trainer::model::Model;
@@ -148,7 +148,7 @@ fn audit(
     accumulators: Option<(Bytes, Bytes)>,
 ) -> Option<Verdict> {
     let bound = kit.config.verification.bound;
-    let Some((before, after)) = accumulators else {
+    let Some(accumulators) = accumulators else {
         return Some(unanswered(order, bound));
     };
     let agreed = match kit.rebuild(source) {
@@ -158,24 +158,7 @@ fn audit(
             return None;
         }
     };
-    let indices: Vec<BatchIndex> = batch_indices(&order.work.batches)
-        .take(kit.training.max_inner_steps as usize)
-        .collect();
-    // Nobody sends an accumulator of zeros.
-    let zeros = Bytes::from(vec![0; 4 * kit.layout.total]);
-    let [before, after] = [before, after].map(|bytes| if bytes.is_empty() { zeros.clone() } else { bytes });
-    let shards: Vec<&[u8]> = shards.iter().map(AsRef::as_ref).collect();
-    let result = replay(Audit {
-        model,
-        training: &kit.training,
-        algorithm: kit.algorithm.as_ref(),
-        theta: kit.parameters(&agreed),
-        order,
-        batches: &mut |step| indices.get(step as usize).map(|index| kit.batch(*index)),
-        shards: &shards,
-        accumulator_before: &before,
-        accumulator_after: &after,
-    });
+    let result = replayed(kit, model, order, &agreed, shards, accumulators);
     match result {
         Ok(replay) => {
             tracing::info!("{}", explain(order, &replay, bound));
@@ -193,4 +176,35 @@ fn audit(
             None
         }
     }
+}
+
+/// A member's round again, with what it sent and its accumulators before and after (nobody sends one of zeros: that is empty).
+///
+/// # Errors
+/// Those of [`replay`].
+pub fn replayed(
+    kit: &Kit,
+    model: &mut Model,
+    order: &AuditOrder,
+    agreed: &[f32],
+    shards: &[Bytes],
+    (before, after): (Bytes, Bytes),
+) -> Result<Replay, ReplayError> {
+    let indices: Vec<BatchIndex> = batch_indices(&order.work.batches)
+        .take(kit.training.max_inner_steps as usize)
+        .collect();
+    let zeros = Bytes::from(vec![0; 4 * kit.layout.total]);
+    let [before, after] = [before, after].map(|bytes| if bytes.is_empty() { zeros.clone() } else { bytes });
+    let shards: Vec<&[u8]> = shards.iter().map(AsRef::as_ref).collect();
+    replay(Audit {
+        model,
+        training: &kit.training,
+        algorithm: kit.algorithm.as_ref(),
+        theta: kit.parameters(agreed),
+        order,
+        batches: &mut |step| indices.get(step as usize).map(|index| kit.batch(*index)),
+        shards: &shards,
+        accumulator_before: &before,
+        accumulator_after: &after,
+    })
 }

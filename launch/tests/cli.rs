@@ -37,7 +37,7 @@ fn every_command_has_help_with_an_example() {
     let help = String::from_utf8(murmur(home.path(), &["--help"]).stdout).unwrap();
     for name in [
         "demo", "new", "join", "train", "status", "ticket", "wait", "generate", "eval", "export", "data", "ledger",
-        "sim", "bench",
+        "audit", "sim", "bench",
     ] {
         assert!(
             help.contains(&format!("\n  {name} ")),

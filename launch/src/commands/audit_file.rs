@@ -1,5 +1,7 @@
 //! `murmur audit FILE`: whether what a proof says is so, by computing it again.
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
 use gradient_verify::inference::{Bounds, Inference};
 use gradient_verify::proof::{Identity, Proof, Statement};
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 use trainer::model::Model;
 
 use super::print_json;
-use crate::cli::AuditFileArgs;
+use crate::cli::AuditArgs;
 use crate::device::device;
 use crate::failure::usage;
 use crate::loaded::Loaded;
@@ -32,13 +34,13 @@ struct Outcome {
 ///
 /// # Errors
 /// It does not hold (exit code 1); it is no proof, or one of another model (exit code 2).
-pub fn run(args: &AuditFileArgs) -> Result<()> {
-    let proof = proofs::read(&args.file)?;
+pub fn run(file: &Path, args: &AuditArgs) -> Result<()> {
+    let proof = proofs::read(file)?;
     let loaded = Loaded::open(&args.source)?;
     if let Some(differs) = proof.model.differs_from(&loaded.identity()) {
         return Err(usage(format!(
             "{} is about another model than the one given: {differs}; name the right one with --dir or --model",
-            args.file.display()
+            file.display()
         )));
     }
     let outcome = match &proof.statement {
@@ -51,7 +53,7 @@ pub fn run(args: &AuditFileArgs) -> Result<()> {
     Err(anyhow!("the proof does not hold"))
 }
 
-fn tell(args: &AuditFileArgs, proof: &Proof, outcome: &Outcome) -> Result<()> {
+fn tell(args: &AuditArgs, proof: &Proof, outcome: &Outcome) -> Result<()> {
     if args.json {
         let mut report = outcome.report.clone();
         report["holds"] = json!(outcome.holds);
@@ -83,7 +85,7 @@ fn what(model: &Identity) -> String {
     }
 }
 
-fn of_inference(args: &AuditFileArgs, inference: &Inference, loaded: Loaded) -> Result<Outcome> {
+fn of_inference(args: &AuditArgs, inference: &Inference, loaded: Loaded) -> Result<Outcome> {
     let (prompt, answer, options) = (&inference.prompt, &inference.answer, &inference.options);
     let lines = vec![
         format!("prompt: {} tokens, {}", prompt.len(), shown(&loaded.vocabulary, prompt)),

@@ -1,0 +1,352 @@
+//! `murmur audit --round R --member M`: a member's round, replayed from what a peer's directory holds.
+//!
+//! Nobody's word is taken: the chain is replayed from genesis, the model is built from a snapshot that the chain certifies and the
+//! contributions counted since, and the member's accumulators are the blobs that its signed commit names. Those are held by the member itself
+//! and by whoever has audited it; everything else by every peer, for two snapshots' time (R17).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use coordinatorless::config::RunConfig;
+use coordinatorless::net::BlobsAtRest;
+use coordinatorless::node::{ModelSource, Step};
+use coordinatorless::protocol::chain::ChainState;
+use coordinatorless::protocol::event::AuditOrder;
+use coordinatorless::protocol::sync::{branch_base, verify_next};
+use coordinatorless::protocol::train_order;
+use coordinatorless::store::Store;
+use coordinatorless::types::{Decided, Finding, Hash, PeerId, Round, SignedVerdict};
+use coordinatorless::wire::Scheme;
+use gradient_verify::{Replay, explain, judge};
+use serde_json::json;
+use tempfile::TempDir;
+use trainer::local::set_threads;
+use trainer::model::Model;
+
+use super::ledger::bare;
+use super::print_json;
+use crate::cli::AuditArgs;
+use crate::device::{device, threads};
+use crate::failure::usage;
+use crate::kit::Kit;
+use crate::peer_dir::PeerDir;
+use crate::side;
+
+/// Replays, and tells. A difference is a failure (exit code 1).
+///
+/// # Errors
+/// No such round or member (exit code 2); the directory lacks what the replay needs; or the replay differs from what was claimed.
+pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
+    let dir = PeerDir::find(args.source.dir.dir.as_deref())?;
+    let (config, round) = (dir.run_config()?, Round(round));
+    let compute_on = device(Some(&args.device))?;
+    let threads = threads(args.threads)?;
+    let records = bare::open(dir.path()).map_err(usage)?;
+    let found = find(&config, &records.store, round, member)?;
+    let held = Held::open(&dir)?;
+    let source = held.model_before(&records.store, round)?;
+    let commit = &found.order.contribution.commit;
+    let shards = held.all(&commit.shards).with_context(|| {
+        format!(
+            "the contribution of {} to round {round}",
+            found.order.contribution.member.short()
+        )
+    })?;
+    let accumulators = held.accumulators(&config, &found.order)?;
+    let kit = Kit::open(config, &dir, threads)?;
+    set_threads(threads);
+    let agreed = kit.rebuild(&source)?;
+    let mut model = Model::new(&kit.model, compute_on)?;
+    let began = Instant::now();
+    let replayed = side::replayed(&kit, &mut model, &found.order, &agreed, &shards, accumulators);
+    let secs = began.elapsed().as_secs_f64();
+    let bound = kit.config.verification.bound;
+    let outcome = match replayed {
+        Ok(replay) => Outcome::of(&found.order, &replay, bound),
+        Err(error) if error.blames_member() => Outcome {
+            finding: Finding::Differs,
+            replay: None,
+            words: format!("peer {}: {error}", found.order.contribution.member.short()),
+        },
+        Err(error) => return Err(error).context("the round cannot be replayed here"),
+    };
+    tell(args.json, &found, &outcome, bound, secs)?;
+    match outcome.finding {
+        Finding::Agrees => Ok(()),
+        _ => Err(anyhow!("the replay differs from what was claimed")),
+    }
+}
+
+/// What the chain says of the round.
+struct Found {
+    order: AuditOrder,
+    /// What auditors said of it, each with the round of the record that has it.
+    verdicts: Vec<(Round, SignedVerdict)>,
+}
+
+/// Replays the chain from genesis, every rule checked, up to the end: verdicts come in later records.
+fn find(config: &RunConfig, store: &Store, round: Round, member: &str) -> Result<Found> {
+    let (mut state, mut order, mut verdicts) = (ChainState::genesis(config), None, Vec::new());
+    loop {
+        let next = state.agreed.round.next();
+        let Some(decided) = store.records(next, 1)?.into_iter().next() else {
+            break;
+        };
+        if next == round {
+            order = Some(ordered(config, &state, &decided, member)?);
+        }
+        if let Some(AuditOrder { contribution, .. }) = &order {
+            let about =
+                |one: &&SignedVerdict| (one.verdict.slot.round, one.verdict.member) == (round, contribution.member);
+            let said = decided.record.verdicts.iter().filter(about);
+            verdicts.extend(said.map(|one| (next, one.clone())));
+        }
+        state = verify_next(&state, config, &decided, Scheme::Ed25519)
+            .map_err(|why| anyhow!("record {next}: {why}; `murmur ledger verify` says more"))?
+            .0;
+    }
+    let last = state.agreed.round;
+    let order = order.ok_or_else(|| {
+        usage(format!(
+            "--round {round}: this directory's records go from round 1 to {last}"
+        ))
+    })?;
+    Ok(Found { order, verdicts })
+}
+
+/// The work of the member whose id begins so, as the record of its round has it.
+fn ordered(config: &RunConfig, state: &ChainState, decided: &Decided, member: &str) -> Result<AuditOrder> {
+    let record = &decided.record;
+    if record.carried.is_some() {
+        return Err(usage(format!(
+            "--round {}: its work was done before its branch began, and cannot be audited there",
+            record.slot.round
+        )));
+    }
+    let known: Vec<PeerId> = record.contributions.iter().map(|one| one.member).collect();
+    let named: Vec<_> = record
+        .contributions
+        .iter()
+        .filter(|one| one.member.to_string().starts_with(member))
+        .collect();
+    let [contribution] = named.as_slice() else {
+        let counted: Vec<String> = known.iter().map(PeerId::short).collect();
+        let how_many = if named.is_empty() {
+            "no member"
+        } else {
+            "several members"
+        };
+        return Err(usage(format!(
+            "--member {member}: {how_many} counted in round {} begin so; there are {}",
+            record.slot.round,
+            counted.join(", ")
+        )));
+    };
+    let before = branch_base(state, config, decided, Scheme::Ed25519).map_err(|why| anyhow!(why))?;
+    Ok(AuditOrder {
+        work: train_order(&before, config, &contribution.member, 0),
+        contribution: (*contribution).clone(),
+        draw: 0,
+        lot: None,
+        accuser: None,
+    })
+}
+
+/// What a directory holds besides its records.
+struct Held<'a> {
+    dir: &'a PeerDir,
+    runtime: tokio::runtime::Runtime,
+    blobs: BlobsAtRest,
+    // Goes after the store that reads it.
+    _copy: TempDir,
+}
+
+impl<'a> Held<'a> {
+    /// Opens a copy of the blobs' index: the peer may be live, and what is only read must stay as it is.
+    fn open(dir: &'a PeerDir) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let copy = tempfile::tempdir().context("no temporary folder for a copy of the blobs' index")?;
+        copy_folder(&dir.path().join("blobs"), copy.path()).context("the blobs cannot be read")?;
+        let blobs = runtime.block_on(BlobsAtRest::open(copy.path()))?;
+        Ok(Self {
+            dir,
+            runtime,
+            blobs,
+            _copy: copy,
+        })
+    }
+
+    fn blob(&self, hash: Hash) -> Option<Bytes> {
+        self.runtime.block_on(self.blobs.get(hash))
+    }
+
+    fn all(&self, hashes: &[Hash]) -> Result<Vec<Bytes>> {
+        let each = hashes.iter().map(|hash| {
+            self.blob(*hash).ok_or_else(|| {
+                anyhow!(
+                    "blob {} is not in this directory (any more): peers keep what was counted for two snapshots",
+                    hash.short()
+                )
+            })
+        });
+        each.collect()
+    }
+
+    /// The newest snapshot before the round that the chain certifies, and what was counted since.
+    fn model_before(&self, store: &Store, round: Round) -> Result<ModelSource> {
+        let record =
+            |at: Round| -> Result<Decided> { store.record(at)?.with_context(|| format!("record {at} is missing")) };
+        let mut source = ModelSource {
+            snapshot: None,
+            round: Round(0),
+            steps: Vec::new(),
+        };
+        let mut at = round.previous();
+        while at > Round(0) {
+            let root = record(at.next())?.record.model_root;
+            let path = self.dir.snapshots().join(format!("{root}.safetensors"));
+            if let Ok(bytes) = std::fs::read(path) {
+                (source.snapshot, source.round) = (Some(Bytes::from(bytes)), at);
+                break;
+            }
+            at = at.previous();
+        }
+        while at < round.previous() {
+            at = at.next();
+            let decided = Arc::new(record(at)?);
+            let each = decided
+                .record
+                .contributions
+                .iter()
+                .map(|one| self.all(&one.commit.shards));
+            let shards = each
+                .collect::<Result<_>>()
+                .with_context(|| format!("the model before round {round} cannot be built: round {at}"))?;
+            source.steps.push(Step { decided, shards });
+        }
+        Ok(source)
+    }
+
+    /// The accumulators that the commit names, where this directory has them; zeros are empty.
+    fn accumulators(&self, config: &RunConfig, order: &AuditOrder) -> Result<(Bytes, Bytes)> {
+        let commit = &order.contribution.commit;
+        let one = |root: Hash| {
+            if root == config.verification.accumulator_zero {
+                return Ok(Bytes::new());
+            }
+            let file = || std::fs::read(self.dir.accumulators().join(root.to_string())).ok();
+            self.blob(root).or_else(|| file().map(Bytes::from)).ok_or_else(|| {
+                anyhow!(
+                    "accumulator {} is not in this directory: the member itself and whoever has audited this round hold it",
+                    root.short()
+                )
+            })
+        };
+        Ok((one(commit.accumulator_before)?, one(commit.accumulator_after)?))
+    }
+}
+
+/// Files by hard link where they are only read; the index, which the store may write to, in full.
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let (path, target) = {
+            let entry = entry?;
+            (entry.path(), to.join(entry.file_name()))
+        };
+        if path.is_dir() {
+            std::fs::create_dir_all(&target)?;
+            copy_folder(&path, &target)?;
+        } else if path.extension().is_none_or(|ending| ending != "data") || std::fs::hard_link(&path, &target).is_err()
+        {
+            std::fs::copy(&path, &target).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// What came of it.
+struct Outcome {
+    finding: Finding,
+    replay: Option<Replay>,
+    words: String,
+}
+
+impl Outcome {
+    fn of(order: &AuditOrder, replay: &Replay, bound: f64) -> Self {
+        Self {
+            finding: judge(replay, bound),
+            replay: Some(*replay),
+            words: explain(order, replay, bound),
+        }
+    }
+}
+
+fn said(finding: Finding) -> &'static str {
+    match finding {
+        Finding::Agrees => "agrees",
+        Finding::Differs => "differs",
+        Finding::Unanswered => "unanswered",
+    }
+}
+
+fn tell(json: bool, found: &Found, outcome: &Outcome, bound: f64, secs: f64) -> Result<()> {
+    let contribution = &found.order.contribution;
+    let replay = outcome.replay;
+    if json {
+        let verdicts: Vec<_> = found.verdicts.iter().map(|(at, one)| json!({
+            "record": at, "auditor": one.auditor, "draw": one.verdict.draw, "verdict": said(one.verdict.finding),
+            "rel_l2": one.verdict.distance_nanos as f64 / 1e9,
+        })).collect();
+        return print_json(&json!({
+            "round": contribution.commit.slot.round, "member": contribution.member, "verdict": said(outcome.finding),
+            "rel_l2": replay.map(|replay| replay.distance), "norm_ratio": replay.map(|replay| replay.norm_ratio),
+            "selection_ok": replay.map(|replay| replay.selection_ok), "exact": replay.map(|replay| replay.exact),
+            "steps": replay.map(|replay| replay.steps), "bound": bound, "words": outcome.words, "recorded": verdicts, "secs": secs,
+        }));
+    }
+    println!("{}", outcome.words);
+    if let Some(replay) = replay {
+        println!(
+            "  distance   {:.3e}, relative L2; at most {bound} passes",
+            replay.distance
+        );
+        println!("  length     {:.6} of the replay's", replay.norm_ratio);
+        println!(
+            "  selection  {}",
+            if replay.selection_ok {
+                "what the codec sends of it"
+            } else {
+                "not what the codec sends of it"
+            }
+        );
+        println!(
+            "  replayed   {} steps in {secs:.1} s{}",
+            replay.steps,
+            if replay.exact { ", the same bits" } else { "" }
+        );
+    }
+    for (at, one) in &found.verdicts {
+        let draw = if one.verdict.draw == 0 {
+            "drawn by its lot"
+        } else {
+            "drawn to confirm"
+        };
+        println!(
+            "  record {at}: {}, {draw}, said it {}",
+            one.auditor.short(),
+            match one.verdict.finding {
+                Finding::Agrees => "agrees".to_owned(),
+                Finding::Differs => format!("differs by {:.3}", one.verdict.distance_nanos as f64 / 1e9),
+                Finding::Unanswered => "did not open its accumulators".to_owned(),
+            }
+        );
+    }
+    println!("verdict: {}", said(outcome.finding));
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! `murmur audit`: anyone with a directory that holds the openings replays a round, an honest one or a disputed one.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use common::{events, json, murmur, refused, stderr};
+use serde_json::Value;
+
+/// A model and rounds so small that a dispute takes seconds, every contribution audited, everything kept from the genesis on.
+const SMALL: [&str; 13] = [
+    "model.dim=64",
+    "model.layers=2",
+    "model.heads=2",
+    "model.ffn=128",
+    "training.seq_len=64",
+    "training.batch_sequences=8",
+    "training.max_inner_steps=20",
+    "timing.train_secs=3.0",
+    "timing.collect_secs=4.0",
+    "timing.fetch_secs=1.5",
+    "membership.round_batches=40",
+    "verification.audit_permille=1000",
+    "storage.snapshot_rounds=64",
+];
+
+fn audit(demo: &Path, dir: &str, round: &Value, member: &str) -> (Option<i32>, Value, String) {
+    let round = round.to_string();
+    let args = [
+        "audit",
+        "--round",
+        &round,
+        "--member",
+        member,
+        "--dir",
+        dir,
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--json",
+    ];
+    let output = murmur(demo, &args);
+    let code = output.status.code();
+    let found = if output.stdout.is_empty() {
+        Value::Null
+    } else {
+        json(&output)
+    };
+    (code, found, stderr(&output))
+}
+
+#[test]
+fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_by_its_member() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    common::text(home);
+    let mut args = vec![
+        "demo", "--json", "--peers", "4", "--rounds", "16", "--text", "text.txt", "--dir", "demo", "--kill", "none",
+        "--cheat", "skip",
+    ];
+    for set in &SMALL {
+        args.extend(["--set", set]);
+    }
+    let output = murmur(home, &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (report, demo) = (json(&output), home.join("demo"));
+    let caught = &report["caught"][0];
+    let (cheat, round) = (caught["id"].as_str().unwrap(), &caught["round"]);
+
+    // Who said so: the first drawn by its lot, the second to confirm.
+    let names = ["peer-1", "peer-2", "peer-3", "peer-4", "newcomer"];
+    let peers = report["peers"].as_array().unwrap();
+    let name_of = |id: &Value| names[peers.iter().position(|peer| peer["id"] == *id).unwrap()];
+    let lines = events(&demo, "peer-1", "audit");
+    let about = |line: &&Value| line["member"] == cheat && line["round"] == *round && line["verdict"] == "differs";
+    let mut auditors: Vec<&str> = lines
+        .iter()
+        .filter(about)
+        .map(|line| name_of(&line["auditor"]))
+        .collect();
+    auditors.dedup();
+    assert!(auditors.len() >= 2, "{lines:?}");
+    for dir in &auditors {
+        let (code, found, said) = audit(&demo, dir, round, &cheat[..12]);
+        assert_eq!(
+            (code, found["verdict"].as_str()),
+            (Some(1), Some("differs")),
+            "{dir}: {found} {said}"
+        );
+        assert_eq!(found["member"], cheat);
+        let distance = found["rel_l2"].as_f64().unwrap();
+        assert!(distance > 5.0 * found["bound"].as_f64().unwrap(), "{found}");
+        // The same machine, so the same distance as stands in the records, whoever looks.
+        let recorded = found["recorded"].as_array().unwrap();
+        assert!(recorded.len() >= 2, "{found}");
+        for one in recorded {
+            assert!((one["rel_l2"].as_f64().unwrap() - distance).abs() < 1e-3, "{found}");
+        }
+    }
+    // The newcomer came too late to have audited it, lacks what was opened, and says so.
+    if !auditors.contains(&"newcomer") {
+        let (code, found, said) = audit(&demo, "newcomer", round, cheat);
+        assert_eq!((code, &found), (Some(1), &Value::Null), "{said}");
+        assert!(
+            said.contains("accumulator") && said.contains("whoever has audited"),
+            "{said}"
+        );
+    }
+    // An honest member's own round agrees, in words too.
+    let honest = peers[0]["id"].as_str().unwrap();
+    let last = events(&demo, "peer-1", "round_decided");
+    let last = &last
+        .iter()
+        .rev()
+        .find(|line| line["tokens_by"].get(honest).is_some())
+        .unwrap()["round"];
+    let (code, found, said) = audit(&demo, "peer-1", last, honest);
+    assert_eq!(
+        (code, found["verdict"].as_str()),
+        (Some(0), Some("agrees")),
+        "{found} {said}"
+    );
+    assert!(found["words"].as_str().unwrap().contains("did the work it claimed"));
+
+    let wrong =
+        |args: &[&str], words: &[&str]| refused(&demo, &[&["audit", "--dir", "peer-1"], args].concat(), 2, words);
+    wrong(
+        &["--round", "999", "--member", honest],
+        &["--round 999", "go from round 1 to"],
+    );
+    wrong(
+        &["--round", "3", "--member", "zz"],
+        &["--member zz", "no member", &honest[..10]],
+    );
+    wrong(&["--round", "0", "--member", honest], &["0 is not in 1.."]);
+}
