@@ -1,9 +1,9 @@
 //! Whether honesty pays in a run (R28): the proof-of-sampling condition and what follows from it, with the numbers of a configuration.
 //!
 //! Everything is counted in rounds' rewards: an honest member is granted 1 a round, and its work costs it `cost_share` of that. Who
-//! cheats in a round saves that cost, and is caught with the chance `q = (1 - e^(-p(1-r))) * (1-r)`, at least: auditors are drawn one by one,
-//! `p` of them for a contribution on average, of whom one must be honest, and so must the one who confirms, when a share `r` of the
-//! weight colludes. A caught cheat loses the round's own points and everything unvested, the points of `vesting_rounds` rounds, and its
+//! cheats in a round saves that cost, and is caught with the chance `q = 1 - e^(-p(1-r))`, at least: auditors are drawn one by one, `p` of
+//! them for a contribution on average, of whom one must be honest when a share `r` of the weight colludes. The other voters confirm it, of
+//! whom more than a third are honest. A caught cheat loses the round's own points and everything unvested, the points of `vesting_rounds` rounds, and its
 //! place. (Who does the work of a cheat by not opening its accumulators has three rounds to be drawn in before it is barred.)
 //!
 //! 1. **One round.** Who has always been honest and cheats once must lose more than it saves: `q * (1 + vesting_rounds) > cost_share`.
@@ -32,8 +32,7 @@ pub struct Assumptions {
     pub colluding_share: f64,
     /// What honest work costs, as a share of its reward: 0 to 0.99. The more, the more there is to save.
     pub cost_share: f64,
-    /// The chance that an audit and its confirmation are wrong about honest work: 0 to 1. Two unlike devices have not been seen to differ by a
-    /// hundredth of the bound.
+    /// The chance that audits are wrong about honest work: 0 to 1. `murmur audit calibrate` measures what a bound gives on a machine.
     pub false_positives: f64,
 }
 
@@ -131,8 +130,7 @@ impl Economics {
     /// The chance that a cheat in one round is found and confirmed.
     #[must_use]
     pub fn caught(&self) -> f64 {
-        let honest = 1.0 - self.assumed.colluding_share;
-        -(-self.audit_rate * honest).exp_m1() * honest
+        -(-self.audit_rate * (1.0 - self.assumed.colluding_share)).exp_m1()
     }
 
     /// Rounds until a cheat is caught with 99%, if it cheats in this share of its rounds. Infinite without audits.
@@ -152,8 +150,7 @@ impl Economics {
     pub fn audits_needed(&self) -> f64 {
         let once = self.assumed.cost_share / (1.0 + self.vesting_rounds);
         let names = 1.0 - (1.0 - self.assumed.cost_share).powf(1.0 / self.vesting_rounds);
-        let honest = 1.0 - self.assumed.colluding_share;
-        -(-once.max(names) / honest).ln_1p() / honest
+        -(-once.max(names)).ln_1p() / (1.0 - self.assumed.colluding_share)
     }
 
     /// The least rounds of vesting with which conditions 1 to 3 hold at this audit rate. Infinite without audits.
@@ -278,9 +275,9 @@ mod tests {
         let five = economics(50, 1500, PLAIN);
         // Every round is audited with 1 - e^-0.05 = 0.04877: 4.6052 / 0.05 = 92.1. A tenth of that: 4.6052 / -ln 0.995123 = 941.9.
         assert_eq!((five.rounds_to_catch(1.0), five.rounds_to_catch(0.1)), (93.0, 942.0));
-        // A third colludes: (1 - e^-0.03333) * 2/3 = 0.021856; 4.6052 / -ln 0.978144 = 208.4.
+        // A third colludes: 4.6052 / 0.03333 = 138.2.
         let a_third = economics(50, 1500, Assumptions::default());
-        assert_eq!(a_third.rounds_to_catch(1.0), 209.0);
+        assert_eq!(a_third.rounds_to_catch(1.0), 139.0);
         assert_eq!(economics(0, 1500, PLAIN).rounds_to_catch(1.0), f64::INFINITY);
     }
 
@@ -288,8 +285,8 @@ mod tests {
     fn the_least_audits_and_vesting_are_those_calculated_by_hand() {
         // One round: 0.5 / 101 = 0.00495. New names: 1 - 0.5^(1/100) = 0.00691, which is more, and takes -ln(1 - 0.00691) = ln 2 / 100.
         near(economics(50, 100, PLAIN).audits_needed(), 0.006_931);
-        // A third colludes, cost 0.8: 1 - 0.2^(1/100) = 0.015966; -ln(1 - 0.015966 * 3/2) * 3/2.
-        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.036_361);
+        // A third colludes, cost 0.8: -ln 0.2 / 100 * 3/2.
+        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.024_142);
         // ln 2 / 0.05 = 13.86.
         assert_eq!(economics(50, 100, PLAIN).vesting_needed(), 14.0);
         // Never before the second verdict.
@@ -368,7 +365,7 @@ mod tests {
         let told = found.to_string();
         assert_eq!(told.lines().count(), 2);
         assert!(
-            told.contains("10% of the work is done twice") && told.contains("within 105 rounds"),
+            told.contains("10% of the work is done twice") && told.contains("within 70 rounds"),
             "{told}"
         );
     }

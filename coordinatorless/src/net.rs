@@ -396,6 +396,26 @@ impl Net {
         self.inner.blobs.fetch(hash, max_len, &others, deadline).await
     }
 
+    /// Gets some ranges of chunks (1024 bytes each) of a blob of `len` bytes from the first provider that gives them, with the hashes that prove
+    /// them, in the format of verified streaming. What has come stays and is served on.
+    ///
+    /// # Errors
+    /// See [`FetchError`]; a blob of another length gives none.
+    pub async fn fetch_ranges(
+        &self,
+        hash: Hash,
+        len: u64,
+        ranges: &[std::ops::Range<u64>],
+        providers: &[PeerId],
+        deadline: Duration,
+    ) -> Result<Bytes, FetchError> {
+        let others: Vec<PeerId> = providers.iter().copied().filter(|&peer| peer != self.id()).collect();
+        self.inner
+            .blobs
+            .fetch_ranges(hash, len, ranges, &others, deadline)
+            .await
+    }
+
     /// These blobs are wanted; all others are garbage, collected within a minute, except what came in the last half of one.
     pub fn retain(&self, keep: HashSet<Hash>) {
         self.inner.blobs.retain(&keep);

@@ -42,6 +42,8 @@ pub struct NodeConfig {
     pub payout_address: String,
     /// Bytes of an accumulator: 4 for each parameter. An audited member's is fetched up to this length.
     pub accumulator_bytes: u64,
+    /// Whether parts of an accumulator can be audited by themselves, so that of a long one only some leaves are fetched.
+    pub opens_leaves: bool,
     /// Files that joiners may fetch by hash: the manifest and the data shards.
     pub shared_files: Vec<PathBuf>,
     /// Take part up to this round, then serve until the others are there too, then stop.
@@ -109,9 +111,34 @@ pub enum Work {
         source: ModelSource,
         /// The claimed contribution.
         shards: Vec<Bytes>,
-        /// The member's accumulator before and after, as it opened them; `None` if it did not.
-        accumulators: Option<(Bytes, Bytes)>,
+        /// The member's accumulators, as it opened them; `None` if it did not.
+        accumulators: Option<Opened>,
     },
+}
+
+/// What an audited member opened of its accumulators before and after the round. Those of zeros are empty: nobody sends them.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    /// All of both.
+    Whole(Bytes, Bytes),
+    /// The leaves that [`AuditOrder::leaves`] names, with the hashes that prove them.
+    Leaves(Bytes, Bytes),
+}
+
+/// Bytes of an accumulator's leaf: a chunk group of verified streaming.
+pub const LEAF_BYTES: u64 = 16 << 10;
+
+/// Leaves of an accumulator of so many bytes.
+pub fn leaf_count(accumulator_bytes: u64) -> u64 {
+    accumulator_bytes.div_ceil(LEAF_BYTES)
+}
+
+/// Where these leaves lie, in BLAKE3's chunks of 1024 bytes; the last one may be short.
+pub fn leaf_ranges(leaves: &[u64], accumulator_bytes: u64) -> Vec<std::ops::Range<u64>> {
+    let (chunks, end) = (LEAF_BYTES / 1024, accumulator_bytes.div_ceil(1024));
+    let each = leaves.iter().map(|leaf| leaf.saturating_mul(chunks));
+    each.map(|from| from.min(end)..from.saturating_add(chunks).min(end))
+        .collect()
 }
 
 /// The host's answers.

@@ -27,7 +27,7 @@
 //! | R21 | meeting another branch | `sync` |
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
-//! | R24, R25, R27 | private draw of auditors, verdicts, accusations confirmed in public | [`audit`], [`beacon`] |
+//! | R24, R25, R27 | private draw of auditors, verdicts, accusations before all voters | [`audit`], [`beacon`] |
 //! | R28 | cheating does not pay, or the run isn't created | [`crate::economics`] |
 //! | R29 | points | [`crate::ledger`] |
 //!
@@ -518,38 +518,60 @@ impl State {
         self.verdict(message);
     }
 
-    /// Orders the audits that this peer's own lots draw, and those that a seed drew it for in public.
+    /// Orders the audits that this peer's own lots draw, and those that everyone who votes is asked for.
     fn order_audits(&mut self) {
         self.draw_lots();
         let (chain, me) = (self.chain.clone(), self.keys.id());
-        let mut wanted: BTreeMap<audit::Key, (Option<Lot>, Option<PeerId>)> = BTreeMap::new();
+        let mut wanted = Vec::new();
         for ((_, round), lots) in &self.lots {
             let Some(auditable) = chain.auditable(*round) else {
                 continue;
             };
-            let open = lots.iter().filter(|(member, _)| !auditable.has_answer(*member, me));
-            wanted.extend(open.map(|(member, lot)| ((*round, *member, 0, me), (Some(lot.clone()), None))));
-        }
-        let mine = chain.agreed.accusations.iter().filter(|open| open.auditor == me);
-        wanted.extend(mine.map(|open| ((open.round, open.member, 1, me), (None, Some(open.accuser)))));
-        self.auditing.retain(|key| wanted.contains_key(key));
-        for (key, (lot, accuser)) in wanted {
-            let (round, member, draw, _) = key;
-            let Some((before, decided)) = self.history.get(&round).filter(|_| !self.auditing.contains(&key)) else {
-                continue;
+            // Of what is before everyone, everyone is asked.
+            let before_all = |member: &PeerId| {
+                let about = |open: &audit::Accusation| (open.round, open.member) == (*round, *member);
+                chain.agreed.accusations.iter().any(about)
             };
-            let found = decided.record.contributions.iter().find(|one| one.member == member);
-            let Some(contribution) = found.cloned() else { continue };
-            let work = train_order(before, &self.config, &member, 0);
-            self.auditing.insert(key);
-            self.out.push(Effect::Audit(event::AuditOrder {
-                work,
-                contribution,
-                draw,
-                lot,
-                accuser,
-            }));
+            let open = lots
+                .iter()
+                .filter(|(member, _)| !auditable.has_answer(*member, me) && !before_all(member));
+            let orders =
+                open.map(|(member, lot)| self.audit_order((*round, *member, 0, me), lot.output, Some(lot), None));
+            wanted.extend(orders.flatten());
         }
+        let votes = chain.agreed.weights.binary_search_by_key(&me, |(id, _)| *id).is_ok();
+        for open in chain.agreed.accusations.iter().filter(|open| votes && open.asks(&me)) {
+            wanted.extend(self.audit_order((open.round, open.member, 1, me), open.lot, None, Some(open.accuser)));
+        }
+        let keys: BTreeSet<audit::Key> = wanted.iter().map(|(key, _)| *key).collect();
+        self.auditing.retain(|key| keys.contains(key));
+        for (key, order) in wanted {
+            if self.auditing.insert(key) {
+                self.out.push(Effect::Audit(order));
+            }
+        }
+    }
+
+    /// A member's round to be replayed, as far back as this peer remembers what led to it.
+    fn audit_order(
+        &self,
+        key: audit::Key,
+        leaf_seed: [u8; 32],
+        lot: Option<&Lot>,
+        accuser: Option<PeerId>,
+    ) -> Option<(audit::Key, event::AuditOrder)> {
+        let (round, member, draw, _) = key;
+        let (before, decided) = self.history.get(&round)?;
+        let found = decided.record.contributions.iter().find(|one| one.member == member);
+        let order = event::AuditOrder {
+            work: train_order(before, &self.config, &member, 0),
+            contribution: found?.clone(),
+            draw,
+            leaf_seed,
+            lot: lot.cloned(),
+            accuser,
+        };
+        Some((key, order))
     }
 
     /// R24: this peer's lots for each round that can still be audited, drawn once.

@@ -45,6 +45,8 @@ pub struct Report {
     pub noticed: std::collections::BTreeMap<String, u64>,
     /// Liars that the record chain slashed.
     pub slashed: std::collections::BTreeSet<usize>,
+    /// And after which round.
+    pub slashed_after: std::collections::BTreeMap<usize, u64>,
     /// A third of the weight or more came to lie (honest peers that are away lose weight): from then on nothing was promised.
     pub beyond_model: bool,
     /// What was held to, how often, and how often it broke.
@@ -88,7 +90,8 @@ pub fn run(scenario: &Scenario) -> Report {
         invariants: world.invariants(),
         refused: std::mem::take(&mut world.refused),
         noticed: std::mem::take(&mut world.noticed),
-        slashed: std::mem::take(&mut world.slashed),
+        slashed: world.slashed.keys().copied().collect(),
+        slashed_after: world.slashed.iter().map(|(liar, round)| (*liar, round.0)).collect(),
         secs: began.elapsed().as_secs_f64(),
         virtual_secs: world.now() as f64 / 1e6,
         agree_secs_median: world.median_agreement() as f64 / 1e6,

@@ -262,9 +262,9 @@ pub struct Verdict {
     pub slot: Slot,
     /// The member audited.
     pub member: PeerId,
-    /// 0 for the first draw, 1 for the draw that confirms or clears.
+    /// 0 if its lot drew the auditor, 1 if it was asked about an accusation, like everyone who votes.
     pub draw: u8,
-    /// What drew the auditor, in the first draw; the second is drawn in public.
+    /// What drew the auditor.
     pub lot: Option<Lot>,
     /// What was found.
     pub finding: Finding,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coordinatorless::net::{FetchError, Net, NetConfig, NetError, NetEvent, Relay, Request, Response, StatusInfo};
+use coordinatorless::node::{LEAF_BYTES, leaf_count, leaf_ranges};
 use coordinatorless::types::{Hash, PeerId, Round, RunId};
 use coordinatorless::wire::{HEADER, MAX_RECORD, VERSION};
 use tempfile::TempDir;
@@ -583,6 +584,59 @@ async fn a_long_blob_comes_from_all_who_have_it_at_once() {
         "{sent:?}"
     );
     assert!(a.net.counters().fetches.bytes < 26_500_000, "nothing came twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_few_leaves_of_a_long_blob_come_with_their_proof_and_can_be_handed_on() {
+    let (author, auditor, other) = (Peer::start(1).await, Peer::start(2).await, Peer::start(3).await);
+    auditor.knows(&author).await;
+    other.knows(&auditor).await;
+    let blob = pieces(6);
+    let (hash, len) = (Hash::of(&blob), blob.len() as u64);
+    author.net.put(blob.clone()).await.unwrap();
+    // Three leaves of 1536, the last one among them.
+    let ranges = leaf_ranges(&[7, 900, leaf_count(len) - 1], len);
+    let proof = auditor.net.fetch_ranges(hash, len, &ranges, &[author.id()], SOON).await;
+    let proof = proof.unwrap();
+    let (fetched, leaves) = (auditor.net.counters().fetches.bytes, 3 * LEAF_BYTES);
+    println!(
+        "3 leaves of {len} bytes: {} bytes of proof, {fetched} fetched",
+        proof.len()
+    );
+    // A path of eleven hash pairs to each, at most.
+    assert!(
+        (leaves..leaves + 3 * 11 * 64 + 9).contains(&(proof.len() as u64)),
+        "{}",
+        proof.len()
+    );
+    assert!(fetched < 2 * leaves, "{fetched}");
+    for leaf in [7, 900] {
+        let at = leaf * LEAF_BYTES as usize;
+        let bytes = &blob[at..at + LEAF_BYTES as usize];
+        assert!(proof.windows(bytes.len()).any(|window| window == bytes), "leaf {leaf}");
+    }
+    // Whoever holds no more than that hands it on, and asks nobody for it again.
+    let again = other.net.fetch_ranges(hash, len, &ranges, &[auditor.id()], SOON).await;
+    assert_eq!(again.unwrap(), proof);
+    assert_eq!(
+        auditor.net.fetch_ranges(hash, len, &ranges, &[], SOON).await.unwrap(),
+        proof
+    );
+    assert_eq!(auditor.net.counters().fetches.bytes, fetched);
+    // Another length than the one that is known, or leaves that nobody has, give nothing.
+    let short = other
+        .net
+        .fetch_ranges(hash, len - 1, &leaf_ranges(&[0], len), &[auditor.id()], SOON)
+        .await;
+    assert!(short.unwrap_err().to_string().contains("expected 25165823"));
+    let more = leaf_ranges(&[8], len);
+    assert!(
+        other
+            .net
+            .fetch_ranges(hash, len, &more, &[auditor.id()], SOON)
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

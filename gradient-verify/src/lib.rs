@@ -4,6 +4,7 @@
 //! Who audits whom is drawn in private, from the record's seed (`coordinatorless::protocol::audit`); this crate does the audit. Read in this order:
 //!
 //! 1. [`opening`]: the accumulators that a commit names, as bytes; what is checked before they are believed to be the ones.
+//!    [`accumulator_proof`]: some leaves of them, where they are long, each with its path to the root.
 //! 2. [`mod@replay`]: the same batches from the same model, and what the member's bytes claim the outcome was.
 //! 3. [`tolerance`]: how far apart two pseudo-gradients are, and whether what was sent is what the codec would have sent.
 //! 4. [`mod@verdict`]: a finding for the record, and the same in plain words.
@@ -18,6 +19,7 @@
 //! both are narrow: an accumulator that was falsified in a round nobody audited is taken as it is later (it fades by `beta` each
 //! round, and contributions are clipped to the median norm), and a scale may be off by up to [`tolerance::SCALE_SLACK`].
 
+pub mod accumulator_proof;
 pub mod inference;
 pub mod opening;
 pub mod proof;

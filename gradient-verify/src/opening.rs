@@ -48,6 +48,14 @@ pub enum OpeningError {
         /// That of the bytes.
         found: Hash,
     },
+    /// What was sent does not show these leaves to be part of what the commit names. Says nothing of the member either.
+    #[error("the leaves of the accumulator {which} the round are not proven: {why}")]
+    Proof {
+        /// Which accumulator.
+        which: Which,
+        /// What is wrong with the proof.
+        why: String,
+    },
     /// What the member committed to is not as long as the model.
     #[error("the accumulator {which} the round has {found} bytes, this model's have {expected}")]
     Length {

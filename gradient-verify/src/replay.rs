@@ -13,6 +13,11 @@
 //! Where auditor and member compute alike to the last bit, nothing need be tolerated: if the replay ends in the member's trace root and encodes to
 //! its shards and its accumulator, the replay is exact. Nothing is concluded from a trace root that differs, nor from one that
 //! agrees by itself: states reached honestly say nothing of what was sent.
+//!
+//! Of a long accumulator a hundred leaves are opened ([`crate::accumulator_proof`]). Training again gives all of d, the shards all of `sent`; claim and
+//! selection are then looked at in these leaves alone. Work that was not done shows in all of them; what was falsified in some only, by chance.
+
+use std::ops::Range;
 
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{Commit, Hash};
@@ -22,6 +27,7 @@ use trainer::config::TrainingConfig;
 use trainer::local::{LocalError, LocalRound, RoundInputs, local_round};
 use trainer::model::Model;
 
+use crate::accumulator_proof::open_leaves;
 use crate::opening::{Opening, OpeningError, Which};
 use crate::tolerance::{Distance, Selection, Sums};
 
@@ -41,10 +47,14 @@ pub struct Audit<'a> {
     pub batches: &'a mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>,
     /// The contribution's shards, in the commit's order.
     pub shards: &'a [&'a [u8]],
-    /// What the commit's `accumulator_before` names: little-endian `f32`, one a parameter.
+    /// The leaves of the accumulators that are opened, ascending; `None`: all. Only where the codec's chunk is a leaf.
+    pub leaves: Option<&'a [u64]>,
+    /// What the commit's `accumulator_before` names: little-endian `f32`, one a parameter; or the proof of its `leaves`. Empty for zeros.
     pub accumulator_before: &'a [u8],
     /// What the commit's `accumulator_after` names.
     pub accumulator_after: &'a [u8],
+    /// The root of an accumulator of zeros, which nobody sends.
+    pub accumulator_zero: Hash,
 }
 
 /// What a replay showed.
@@ -128,7 +138,7 @@ impl ReplayError {
     pub fn blames_member(&self) -> bool {
         match self {
             Self::Opening(OpeningError::Length { .. } | OpeningError::NotFinite { .. }) | Self::Work { .. } => true,
-            Self::Opening(OpeningError::Root { .. })
+            Self::Opening(OpeningError::Root { .. } | OpeningError::Proof { .. })
             | Self::Shard { .. }
             | Self::Decode(_)
             | Self::Codec(_)
@@ -144,7 +154,7 @@ impl ReplayError {
 ///
 /// # Errors
 /// See [`ReplayError`]. All bytes are checked before anything is trained.
-pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
+pub fn replay<'a>(audit: Audit<'a>) -> Result<Replay, ReplayError> {
     let Audit { algorithm, theta, .. } = audit;
     let codec = algorithm.codec();
     let commit = &audit.order.contribution.commit;
@@ -158,7 +168,17 @@ pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
     }
     let steps = claimed_steps(audit.order, audit.training)?;
     check_shards(commit, audit.shards)?;
-    let open = |which, bytes, root| Opening::open(which, bytes, root, codec.params());
+    let parts = parts(codec, audit.leaves)?;
+    let zero = audit.accumulator_zero;
+    let open = |which, bytes: &'a [u8], root: &Hash| -> Result<Opened<'a>, OpeningError> {
+        if bytes.is_empty() && *root == zero {
+            return Ok(Opened::Values(vec![0.0; parts.iter().map(|part| part.len()).sum()]));
+        }
+        match audit.leaves {
+            None => Opening::open(which, bytes, root, codec.params()).map(Opened::Bytes),
+            Some(leaves) => open_leaves(which, bytes, root, codec.params(), leaves).map(Opened::Values),
+        }
+    };
     let before = open(Which::Before, audit.accumulator_before, &commit.accumulator_before)?;
     let after = open(Which::After, audit.accumulator_after, &commit.accumulator_after)?;
     let sent = codec.to_dense(audit.shards)?;
@@ -168,10 +188,15 @@ pub fn replay(audit: Audit<'_>) -> Result<Replay, ReplayError> {
         before,
         after,
         sent: &sent,
+        parts: &parts,
     };
     let trace_root = round.trace_root;
     let vector = algorithm.vector(round.delta);
-    if trace_root == commit.trace_root.0 && claim.is_reproduced(codec, audit.shards, &vector) {
+    let reproduced = || match audit.leaves {
+        None => claim.is_reproduced(codec, audit.shards, &vector),
+        Some(_) => claim.is_reproduced_in_part(codec, &vector),
+    };
+    if trace_root == commit.trace_root.0 && reproduced() {
         return Ok(Replay {
             distance: 0.0,
             norm_ratio: 1.0,
@@ -261,12 +286,51 @@ fn train(
     }
 }
 
+/// The parameters that are compared, chunk by chunk: those of the leaves opened, or all.
+fn parts(codec: &AnyCodec, leaves: Option<&[u64]>) -> Result<Vec<Range<usize>>, ReplayError> {
+    // Of what a dense codec sends, any part can be looked at by itself.
+    let chunk = match codec {
+        AnyCodec::Sparse(codec) => codec.chunk(),
+        AnyCodec::Dense(_) | AnyCodec::Int8(_) => ACCUMULATOR_LEAF,
+    };
+    let part = |from: usize| from..from.saturating_add(chunk).min(codec.params());
+    let Some(leaves) = leaves else {
+        return Ok((0..codec.params()).step_by(chunk).map(part).collect());
+    };
+    if chunk != ACCUMULATOR_LEAF {
+        return Err(ReplayError::Params {
+            what: "a leaf",
+            expected: chunk,
+            found: ACCUMULATOR_LEAF,
+        });
+    }
+    let from = |leaf: &u64| usize::try_from(*leaf).map_or(codec.params(), |leaf| leaf.saturating_mul(chunk));
+    Ok(leaves.iter().map(|leaf| part(from(leaf).min(codec.params()))).collect())
+}
+
+/// An accumulator, or its opened leaves one after the other.
+enum Opened<'a> {
+    Bytes(Opening<'a>),
+    Values(Vec<f32>),
+}
+
+impl Opened<'_> {
+    fn values(&self) -> Box<dyn Iterator<Item = f32> + '_> {
+        match self {
+            Self::Bytes(opening) => Box::new(opening.values()),
+            Self::Values(values) => Box::new(values.iter().copied()),
+        }
+    }
+}
+
 /// What the member's bytes say.
 struct Claim<'a> {
-    before: Opening<'a>,
-    after: Opening<'a>,
+    before: Opened<'a>,
+    after: Opened<'a>,
     /// One value a parameter, zero where nothing was sent.
     sent: &'a [f32],
+    /// What is looked at.
+    parts: &'a [Range<usize>],
 }
 
 impl Claim<'_> {
@@ -286,18 +350,36 @@ impl Claim<'_> {
                 .eq(self.after.values().map(bits))
     }
 
+    /// Whether, in the leaves opened, what was kept is to the bit what is left of accumulator and `delta`, and what was sent is the selection of it.
+    fn is_reproduced_in_part(&self, codec: &AnyCodec, delta: &[f32]) -> bool {
+        let AnyCodec::Sparse(codec) = codec else { return false };
+        let (mut before, mut after, mut selection) = (self.before.values(), self.after.values(), Selection::default());
+        let mut kept = Vec::new();
+        self.parts.iter().all(|part| {
+            let (sent, delta) = (&self.sent[part.clone()], &delta[part.clone()]);
+            kept.clear();
+            kept.extend(after.by_ref().take(sent.len()));
+            let values = kept.iter().zip(sent).zip(delta.iter().zip(before.by_ref()));
+            let mut same = values.map(|((kept, sent), (delta, before))| {
+                let sum = codec.beta() * before + delta;
+                kept.to_bits() == (sum - sent).to_bits()
+            });
+            same.all(|same| same) && selection.follows(&kept, sent, codec.k())
+        })
+    }
+
     /// Distance between the pseudo-gradient claimed and `delta`, and whether the selection follows in every chunk.
     fn compare(&self, codec: &AnyCodec, delta: &[f32], theta: &[f32]) -> (Distance, bool) {
         let (mut before, mut after) = (self.before.values(), self.after.values());
         let (mut sums, mut selection, mut selection_ok) = (Sums::default(), Selection::default(), true);
         let (mut kept, mut claim) = (Vec::new(), Vec::new());
         // A dense codec reads no accumulator and leaves zeros: all that it took in, it sent.
-        let (chunk, beta) = match codec {
-            AnyCodec::Sparse(codec) => (codec.chunk(), codec.beta()),
-            AnyCodec::Dense(_) | AnyCodec::Int8(_) => (ACCUMULATOR_LEAF, 0.0),
+        let beta = match codec {
+            AnyCodec::Sparse(codec) => codec.beta(),
+            AnyCodec::Dense(_) | AnyCodec::Int8(_) => 0.0,
         };
-        let chunks = self.sent.chunks(chunk);
-        for (sent, (delta, theta)) in chunks.zip(delta.chunks(chunk).zip(theta.chunks(chunk))) {
+        for part in self.parts {
+            let [sent, delta, theta] = [self.sent, delta, theta].map(|all| &all[part.clone()]);
             kept.clear();
             kept.extend(after.by_ref().take(sent.len()));
             claim.clear();

@@ -4,6 +4,7 @@
 
 use coordinatorless::protocol::event::{AuditOrder, TrainOrder};
 use coordinatorless::types::*;
+use gradient_verify::accumulator_proof::{leaf_count, prove};
 use gradient_verify::{
     Audit, Replay, ReplayError, accumulator_bytes, explain, judge, malformed, replay, unanswered, verdict,
 };
@@ -136,6 +137,7 @@ impl Case {
                 draw: 0,
                 lot: None,
                 accuser: None,
+                leaf_seed: [0; 32],
             },
             shards: encoded.shards,
             before: accumulator_bytes(before),
@@ -168,9 +170,36 @@ impl Case {
             order: &self.order,
             batches,
             shards: &shards,
+            leaves: None,
             accumulator_before: &self.before,
             accumulator_after: &self.after,
+            accumulator_zero: Hash(compress::accumulator_zero_root(tiny().param_count())),
         })
+    }
+
+    /// The same by these leaves alone.
+    fn replay_leaves(&self, leaves: &[u64], before: &[u8], after: &[u8]) -> Result<Replay, ReplayError> {
+        set_threads(1);
+        let shards: Vec<&[u8]> = self.shards.iter().map(Vec::as_slice).collect();
+        replay(Audit {
+            model: &mut Model::new(&tiny(), Device::Cpu).unwrap(),
+            training: &training(),
+            algorithm: &Rounds::new(self.codec.clone(), 2.0, 0.0).unwrap(),
+            theta: &self.theta,
+            order: &self.order,
+            batches: &mut |step| Some(batch(step)),
+            shards: &shards,
+            leaves: Some(leaves),
+            accumulator_before: before,
+            accumulator_after: after,
+            accumulator_zero: Hash(compress::accumulator_zero_root(tiny().param_count())),
+        })
+    }
+
+    /// The same with the proofs that the member gives of them.
+    fn by_leaves(&self, leaves: &[u64]) -> Result<Replay, ReplayError> {
+        let [before, after] = [&self.before, &self.after].map(|bytes| prove(bytes, leaves).unwrap());
+        self.replay_leaves(leaves, &before, &after)
     }
 
     fn replay(&self) -> Result<Replay, ReplayError> {
@@ -463,6 +492,77 @@ fn a_shorter_claim_is_replayed_only_as_far_as_it_goes() {
     case.order.contribution.commit.tokens = 3 * training().tokens_per_step();
     let found = case.replay_with(&mut |step| Some(batch(step))).unwrap();
     assert!(found.exact && found.steps == 3, "{found:?}");
+}
+
+#[test]
+fn a_few_leaves_show_what_the_whole_shows() {
+    let count = leaf_count(tiny().param_count());
+    assert!(count >= 5, "{count}");
+    let leaves: Vec<u64> = (0..count).step_by(2).collect();
+    let found = honest().by_leaves(&leaves).unwrap();
+    assert!(found.exact && found.selection_ok && found.distance == 0.0, "{found:?}");
+    let round = honest_round();
+    let elsewhere = Case::new(&theta(), &accumulator(), &round.delta, [1; 32]);
+    let found = elsewhere.by_leaves(&leaves).unwrap();
+    assert!(!found.exact && found.selection_ok && found.distance < 1e-6, "{found:?}");
+    for skipped in [1, STEPS / 2] {
+        let done = STEPS - skipped;
+        let lazy = train(&theta(), &mut |step| (step < done).then(|| batch(step)));
+        let case = Case::new(&theta(), &accumulator(), &lazy.delta, lazy.trace_root);
+        let (part, whole) = (case.by_leaves(&leaves).unwrap(), case.replay().unwrap());
+        assert_eq!(judge(&part, BOUND), Finding::Differs);
+        let ratio = part.distance / whole.distance;
+        println!(
+            "{skipped} of {STEPS} steps left out: {:.4} by {} of {count} leaves, {:.4} by all",
+            part.distance,
+            leaves.len(),
+            whole.distance
+        );
+        assert!((0.5..2.0).contains(&ratio), "{} {}", part.distance, whole.distance);
+    }
+}
+
+#[test]
+fn a_newcomers_zeros_are_opened_by_saying_nothing() {
+    let (round, zeros) = (honest_round(), vec![0.0; tiny().param_count()]);
+    let case = Case::new(&theta(), &zeros, &round.delta, round.trace_root);
+    let leaves = [1, 3];
+    let after = prove(&case.after, &leaves).unwrap();
+    let found = case.replay_leaves(&leaves, &[], &after).unwrap();
+    assert!(found.exact && found.selection_ok, "{found:?}");
+    // Who did not begin with zeros has something to show.
+    assert!(
+        !honest()
+            .replay_leaves(&leaves, &[], &after)
+            .unwrap_err()
+            .blames_member()
+    );
+}
+
+#[test]
+fn a_leaf_that_was_falsified_is_found_where_it_is_opened() {
+    let case = honest();
+    let mut after = case.after.clone();
+    // Three values a little larger in the third leaf.
+    for at in [0, 40, 400] {
+        let bytes = &mut after[3 * 16_384 + at..][..4];
+        let value = f32::from_le_bytes(bytes.try_into().unwrap());
+        bytes.copy_from_slice(&(value + 0.05).to_le_bytes());
+    }
+    let false_one = case.keeping(after);
+    let found = false_one.by_leaves(&[0, 3]).unwrap();
+    assert!(!found.exact);
+    assert_eq!(judge(&found, BOUND), Finding::Differs, "{found:?}");
+    // Elsewhere it does not show: the auditor's lot decides, which nobody knew when this was committed to.
+    assert!(false_one.by_leaves(&[0, 2]).unwrap().exact);
+    // A proof of other leaves than those asked for accuses nobody.
+    let [before, after] = [&false_one.before, &false_one.after].map(|bytes| prove(bytes, &[0, 2]).unwrap());
+    assert!(
+        !false_one
+            .replay_leaves(&[0, 3], &before, &after)
+            .unwrap_err()
+            .blames_member()
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use trainer::aggregate::{Weighted, aggregate_by};
 use trainer::arms::{Algorithm, agreed_layout};
 use trainer::checkpoint;
-use trainer::compress::Codec;
+use trainer::compress::{ACCUMULATOR_LEAF, AnyCodec, Codec};
 use trainer::config::{ModelConfig, TrainingConfig};
 use trainer::model::{Layout, init_flat};
 
@@ -76,6 +76,11 @@ impl Kit {
     /// Numbers that a peer keeps from round to round: its accumulator, and its optimizer's state where the run carries that.
     pub fn kept(&self) -> usize {
         self.layout.total + self.training.carried(&self.model)
+    }
+
+    /// Whether some leaves of an accumulator can be audited by themselves: where a chunk of the codec is one.
+    pub fn opens_leaves(&self) -> bool {
+        matches!(self.algorithm.codec(), AnyCodec::Sparse(codec) if codec.chunk() == ACCUMULATOR_LEAF)
     }
 
     /// The sequences of one batch of the run's stream.

@@ -115,6 +115,7 @@ pub async fn run(start: Start) -> Result<()> {
             secret: keys.secret(),
             payout_address: local.payout_address.unwrap_or_default(),
             accumulator_bytes: 4 * kit.algorithm.codec().params() as u64,
+            opens_leaves: kit.opens_leaves(),
             shared_files: shared_files(&dir, &kit),
             last_round: last_round.map(Round),
             // The reporter tells, once, when the disk's limit is passed; nothing could be dropped for it.

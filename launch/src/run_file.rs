@@ -818,10 +818,10 @@ mod tests {
         assert_eq!(exit_code(&error), 2);
         let told = error.to_string();
         for words in [
-            "saves 0.80 of a round's reward",
-            "lose 0.73",
-            "audit at least 23%",
-            "after 37 rounds",
+            "is paid 0.344 of what it claims",
+            "honest work leaves 0.200",
+            "audit at least 15%",
+            "after 25 rounds",
             "--unsafe-economics",
         ] {
             assert!(told.contains(words), "{words:?} in: {told}");

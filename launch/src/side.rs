@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use anyhow::Result;
 use bytes::Bytes;
-use coordinatorless::node::{Done, ModelSource};
+use coordinatorless::node::{Done, ModelSource, Opened, leaf_count};
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{BatchIndex, Verdict};
 use gradient_verify::{Audit, Replay, ReplayError, explain, malformed, replay, unanswered, verdict};
@@ -32,8 +32,8 @@ pub enum Task {
         source: ModelSource,
         /// What the member sent.
         shards: Vec<Bytes>,
-        /// Its accumulators before and after, if it opened them.
-        accumulators: Option<(Bytes, Bytes)>,
+        /// Its accumulators, if it opened them.
+        accumulators: Option<Opened>,
     },
     /// Evaluate a model.
     Evaluate {
@@ -145,7 +145,7 @@ fn audit(
     order: &AuditOrder,
     source: &ModelSource,
     shards: &[Bytes],
-    accumulators: Option<(Bytes, Bytes)>,
+    accumulators: Option<Opened>,
 ) -> Option<Verdict> {
     let bound = kit.config.verification.bound;
     let Some(accumulators) = accumulators else {
@@ -158,7 +158,7 @@ fn audit(
             return None;
         }
     };
-    let result = replayed(kit, model, order, &agreed, shards, accumulators);
+    let result = replayed(kit, model, order, &agreed, shards, &accumulators);
     match result {
         Ok(replay) => {
             tracing::info!("{}", explain(order, &replay, bound));
@@ -178,7 +178,7 @@ fn audit(
     }
 }
 
-/// A member's round again, with what it sent and its accumulators before and after (nobody sends one of zeros: that is empty).
+/// A member's round again, with what it sent and what it opened.
 ///
 /// # Errors
 /// Those of [`replay`].
@@ -188,13 +188,15 @@ pub fn replayed(
     order: &AuditOrder,
     agreed: &[f32],
     shards: &[Bytes],
-    (before, after): (Bytes, Bytes),
+    opened: &Opened,
 ) -> Result<Replay, ReplayError> {
     let indices: Vec<BatchIndex> = batch_indices(&order.work.batches)
         .take(kit.training.max_inner_steps as usize)
         .collect();
-    let zeros = Bytes::from(vec![0; 4 * kit.layout.total]);
-    let [before, after] = [before, after].map(|bytes| if bytes.is_empty() { zeros.clone() } else { bytes });
+    let (leaves, before, after) = match opened {
+        Opened::Whole(before, after) => (None, before, after),
+        Opened::Leaves(before, after) => (order.leaves(leaf_count(4 * kit.layout.total as u64)), before, after),
+    };
     let shards: Vec<&[u8]> = shards.iter().map(AsRef::as_ref).collect();
     replay(Audit {
         model,
@@ -204,7 +206,9 @@ pub fn replayed(
         order,
         batches: &mut |step| indices.get(step as usize).map(|index| kit.batch(*index)),
         shards: &shards,
-        accumulator_before: &before,
-        accumulator_after: &after,
+        leaves: leaves.as_deref(),
+        accumulator_before: before,
+        accumulator_after: after,
+        accumulator_zero: kit.config.verification.accumulator_zero,
     })
 }

@@ -7,6 +7,7 @@ use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
 
 use crate::net::NetError;
+use crate::net::blobs::chunks;
 use crate::types::Hash;
 
 /// The blobs of a folder that no process has open. Nothing is collected or written.
@@ -27,6 +28,18 @@ impl BlobsAtRest {
             reason: error.to_string(),
         })?;
         Ok(Self { store })
+    }
+
+    /// Some ranges of chunks (1024 bytes each) of a blob, with the hashes that prove them, if they are here.
+    pub async fn ranges(&self, hash: Hash, ranges: &[std::ops::Range<u64>]) -> Option<Bytes> {
+        let hash = iroh_blobs::Hash::from_bytes(hash.0);
+        let wanted = chunks(ranges);
+        let held = self.store.observe(hash).await.ok()?.ranges;
+        if !(wanted.clone() - &held).is_empty() {
+            return None;
+        }
+        let proof = self.store.export_bao(hash, wanted).bao_to_vec().await;
+        proof.ok().map(Bytes::from)
     }
 
     /// A blob that is here in full; its bytes have this hash.

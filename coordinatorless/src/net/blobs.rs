@@ -17,7 +17,7 @@ use iroh::endpoint::Connection;
 use iroh_blobs::api::blobs::{AddPathOptions, BlobStatus, ImportMode};
 use iroh_blobs::get::fsm::{self, BlobContentNext, ConnectedNext};
 use iroh_blobs::get::request::get_verified_size;
-use iroh_blobs::protocol::GetRequest;
+use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, GetRequest};
 use iroh_blobs::provider::events::{EventMask, EventSender, ProviderMessage, ThrottleMode};
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
@@ -340,6 +340,88 @@ impl Blobs {
         }
     }
 
+    /// Gets some ranges of chunks (1024 bytes each) of a blob whose length is known, from the first provider that gives them, and returns them
+    /// with the hashes that prove them, in the format of verified streaming.
+    pub async fn fetch_ranges(
+        &self,
+        hash: Hash,
+        len: u64,
+        ranges: &[std::ops::Range<u64>],
+        providers: &[PeerId],
+        deadline: Duration,
+    ) -> Result<Bytes, FetchError> {
+        self.protect(hash);
+        let wanted = chunks(ranges);
+        let mut attempts = Vec::new();
+        let fetched = timeout(
+            deadline,
+            self.part_from_any(hash, len, &wanted, providers, &mut attempts),
+        )
+        .await;
+        match fetched {
+            Ok(true) => self.proof(hash, wanted).await,
+            Ok(false) => Err(FetchError::NotFound { hash, attempts }),
+            Err(_) => Err(FetchError::Timeout {
+                hash,
+                limit: deadline,
+                attempts,
+            }),
+        }
+    }
+
+    /// Whether all of the part is here in the end.
+    async fn part_from_any(
+        &self,
+        hash: Hash,
+        len: u64,
+        wanted: &ChunkRanges,
+        providers: &[PeerId],
+        attempts: &mut Vec<(PeerId, String)>,
+    ) -> bool {
+        let held = self.missing_of(hash, wanted).await;
+        if held.is_ok_and(|missing| missing.is_empty()) {
+            return true;
+        }
+        for provider in providers {
+            match self.fetch_part(hash, len, wanted, *provider).await {
+                Ok(()) => return true,
+                Err(attempt) => {
+                    self.gave_up();
+                    attempts.push((*provider, attempt.to_string()));
+                }
+            }
+        }
+        false
+    }
+
+    async fn missing_of(&self, hash: Hash, wanted: &ChunkRanges) -> Result<ChunkRanges, Attempt> {
+        let held = self.store.observe(iroh(hash)).await.map_err(failed)?.ranges;
+        Ok(wanted.clone() - &held)
+    }
+
+    async fn fetch_part(&self, hash: Hash, len: u64, wanted: &ChunkRanges, provider: PeerId) -> Result<(), Attempt> {
+        let missing = self.missing_of(hash, wanted).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let (connection, size) = self.prove_length(hash, provider).await?;
+        if size != len {
+            return Err(Attempt::Failed(format!(
+                "it proved a length of {size} bytes, expected {len}"
+            )));
+        }
+        let request = GetRequest::blob_ranges(iroh(hash), missing);
+        self.get_ranges(hash, size, connection, request).await
+    }
+
+    /// What is held of a blob, with its proof.
+    async fn proof(&self, hash: Hash, wanted: ChunkRanges) -> Result<Bytes, FetchError> {
+        let export = self.store.export_bao(iroh(hash), wanted).bao_to_vec().await;
+        export
+            .map(Bytes::from)
+            .map_err(|error| FetchError::Store(error.to_string()))
+    }
+
     async fn connect(&self, provider: PeerId) -> Result<Connection, Attempt> {
         self.pool
             .get(provider, STALL)
@@ -461,6 +543,12 @@ enum Attempt {
     TooLong(u64),
     #[error("{0}")]
     Failed(String),
+}
+
+/// Ranges of chunks as the store has them.
+pub(super) fn chunks(ranges: &[std::ops::Range<u64>]) -> ChunkRanges {
+    let each = ranges.iter().cloned().map(ChunkRanges::chunks);
+    each.fold(ChunkRanges::empty(), |all, range| all | range)
 }
 
 fn none() -> Attempt {

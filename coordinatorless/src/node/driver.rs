@@ -45,7 +45,7 @@ pub(super) struct AuditReady {
     pub order: AuditOrder,
     pub source: Result<ModelSource, String>,
     pub shards: Vec<Bytes>,
-    pub accumulators: Option<(Bytes, Bytes)>,
+    pub accumulators: Option<super::Opened>,
 }
 
 /// One peer at work. Only this task touches the state machine.

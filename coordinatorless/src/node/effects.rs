@@ -11,6 +11,10 @@ use crate::protocol::event::{AuditOrder, Effect};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
+/// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
+const OPENING: Duration = Duration::from_secs(30);
+/// Peers asked for an opened accumulator.
+const MAX_OPENERS: usize = 16;
 /// Before a model that could not be built is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -146,15 +150,26 @@ impl Driver {
         let limit = self.node.config.accumulator_bytes;
         let zero = self.node.config.run.verification.accumulator_zero;
         let spacing = self.node.config.run.storage.snapshot_rounds;
+        let by_leaf = self.node.config.opens_leaves;
         self.jobs.spawn(async move {
             let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
             let source = transfer::model_source(&net, &store, order.work.round.previous(), &others, spacing).await;
             let shards = transfer::fetch_contribution(&net, &commit, &others)
                 .await
                 .unwrap_or_default();
-            // Whoever accused it had them from the member, under the same hashes.
-            let providers: Vec<PeerId> = std::iter::once(member).chain(order.accuser).collect();
-            let accumulators = transfer::accumulators(&net, &commit, zero, &providers, limit).await;
+            // Whoever accused it had them from the member, under the same hashes; where everyone is asked, others soon have them too, and one
+            // member need not serve all.
+            let handed_on = order
+                .accuser
+                .into_iter()
+                .chain(others.iter().copied().filter(|_| order.draw > 0));
+            let providers: Vec<PeerId> = std::iter::once(member)
+                .chain(handed_on.filter(|id| *id != member))
+                .take(MAX_OPENERS)
+                .collect();
+            let patience = if order.draw > 0 { 4 * OPENING } else { OPENING };
+            let leaves = order.leaves(super::leaf_count(limit)).filter(|_| by_leaf);
+            let accumulators = transfer::accumulators(&net, &commit, zero, &providers, limit, leaves, patience).await;
             Job::Audit(Box::new(AuditReady {
                 order,
                 source,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Check, ModelSource, Step};
+use super::{Check, ModelSource, Opened, Step, leaf_ranges};
 use crate::net::{Net, Request, Response, SnapshotInfo};
 use crate::store::Store;
 use crate::types::*;
@@ -273,14 +273,18 @@ async fn snapshot_bytes(net: &Net, entry: &SnapshotEntry, others: &[PeerId]) -> 
         .ok_or("it vanished from the store".into())
 }
 
-/// An audited member's accumulators, by the roots it committed to, of at most `limit` bytes each.
+/// An audited member's accumulators, by the roots it committed to: all of them, of at most `limit` bytes each, or of exactly `limit` bytes these
+/// `leaves`.
 pub async fn accumulators(
     net: &Net,
     commit: &Commit,
     zero: Hash,
     providers: &[PeerId],
     limit: u64,
-) -> Option<(Bytes, Bytes)> {
+    leaves: Option<Vec<u64>>,
+    patience: Duration,
+) -> Option<Opened> {
+    let ranges = leaves.map(|leaves| leaf_ranges(&leaves, limit));
     let mut found = Vec::new();
     for root in [commit.accumulator_before, commit.accumulator_after] {
         if root == zero {
@@ -288,13 +292,19 @@ pub async fn accumulators(
             found.push(Bytes::new());
             continue;
         }
+        if let Some(ranges) = &ranges {
+            let proof = net.fetch_ranges(root, limit, ranges, providers, patience).await;
+            found.push(proof.ok()?);
+            continue;
+        }
         if !net.has(root).await {
-            net.fetch(root, limit, providers.to_vec(), Duration::from_secs(30))
-                .await
-                .ok()?;
+            net.fetch(root, limit, providers.to_vec(), patience).await.ok()?;
         }
         found.push(net.get(root).await.ok()??);
     }
-    let after = found.pop()?;
-    Some((found.pop()?, after))
+    let (after, before) = (found.pop()?, found.pop()?);
+    Some(match ranges {
+        Some(_) => Opened::Leaves(before, after),
+        None => Opened::Whole(before, after),
+    })
 }

@@ -7,7 +7,7 @@
 //! `verification.verdict_rounds` rounds what a verdict is checked against ([`Auditable`]): the seed, the weights, who has answered.
 //!
 //! **What cannot be known** is whether somebody was drawn and keeps silent. It follows that
-//! - a round is settled for everyone alike: once `verdict_rounds` have passed, or when an accusation is settled that came before;
+//! - a round is settled for everyone alike, once `verdict_rounds` have passed or an accusation that came before is settled;
 //! - who went away before its round could have been audited is not paid for that round, drawn or not. So leaving is no way out;
 //! - silence costs an auditor nothing. What holds it to its work would be errors planted on purpose, of which there are none yet.
 //!
@@ -15,30 +15,35 @@
 //! `membership.weight_delay` rounds later, and a member that comes back must bring the same key. Whoever could choose among seeds gains
 //! nothing against auditors whose lots it cannot compute. Weight, not names, is drawn: ten names of one machine draw as much as one.
 //!
-//! **An accusation is confirmed in public.** A verdict that differs, or that says the member opened nothing, draws a second auditor from the
-//! seed of the record that holds it, by weight. Nobody could foresee that seed when the accusation was made. What follows:
+//! **An accusation goes before everyone who votes.** A verdict that differs, or that says the member opened nothing, asks all other voters to audit
+//! that round again, by the leaves that the accuser opened. More than a third of the weight decides, since someone honest is among them: less than a third
+//! that lies can neither convict an honest member nor clear a cheat, nor make an honest accuser look false. It takes two at least, so that of two
+//! members neither can convict the other. That costs a replay of one round for each voter; who accuses falsely can do so three times, and of those
+//! said to have opened nothing a few are looked into at a time.
 //!
-//! | first says | second says | |
-//! |---|---|---|
-//! | differs | differs | everything unvested is taken, the member barred |
-//! | differs | agrees | the accuser has a strike |
-//! | differs, or not opened | not opened | the round is not paid; a strike, if the member was counted in the last record, so that it was there |
-//! | not opened | agrees | nothing: a line may fail between two |
-//! | not opened | differs | a third is drawn: two must have seen a difference |
+//! | more than a third says | |
+//! |---|---|
+//! | differs | everything unvested is taken, the member barred |
+//! | agrees | the accuser has a strike, if it said that it differs; that a line fails between two is nobody's fault |
+//! | not opened | the round is not paid; a strike, if the member was counted in the last record, so that it was there |
+//! | nothing within `verdict_rounds` | the round is not paid |
 //!
-//! Three strikes within `rewards.vesting_rounds` cost what a proven cheat costs. The second auditor may have the openings from the first, who
-//! had them from the member under the same hashes: withholding helps only before the first has them.
+//! Three strikes within `rewards.vesting_rounds` cost what a proven cheat costs. Voters may have the openings from the accuser, who had them from
+//! the member under the same hashes: withholding helps only before the first has them.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::chain::ChainState;
 use super::event::Notice;
 use super::membership::Standing;
+use crate::agreement::Voters;
 use crate::config::{RunConfig, VerificationConfig};
 use crate::types::*;
 
-/// Accusations not confirmed, or openings refused, that cost membership.
+/// False accusations, or openings refused, that cost membership.
 pub const MAX_STRIKES: u32 = 3;
+/// Accusations of having opened nothing that are before everyone at a time.
+const MAX_UNOPENED: usize = 4;
 
 /// A round whose work can still be audited, with what verdicts on it are checked against.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -88,7 +93,7 @@ impl Auditable {
     }
 }
 
-/// An accusation that a second auditor was drawn to confirm or to clear.
+/// An accusation that all voters were asked to look into.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Accusation {
     /// The audited round.
@@ -99,10 +104,37 @@ pub struct Accusation {
     pub finding: Finding,
     /// Who said so.
     pub accuser: PeerId,
-    /// Who was drawn to audit it again.
-    pub auditor: PeerId,
-    /// The record that drew it.
-    pub drawn: Round,
+    /// The record that has it.
+    pub since: Round,
+    /// The accuser's lot, from which follows what all open: the very leaves that it says are false.
+    pub lot: [u8; 32],
+    /// What has been said since and by the accuser, sorted by who said it.
+    pub said: Vec<(PeerId, Finding)>,
+}
+
+impl Accusation {
+    /// Whether this peer may still say something about it.
+    pub fn asks(&self, voter: &PeerId) -> bool {
+        *voter != self.member && self.said.binary_search_by_key(voter, |(id, _)| *id).is_err()
+    }
+
+    fn say(&mut self, voter: PeerId, finding: Finding) {
+        if let Err(at) = self.said.binary_search_by_key(&voter, |(id, _)| *id) {
+            self.said.insert(at, (voter, finding));
+        }
+    }
+
+    /// What more than a third of the weight says, two members at least.
+    fn outcome(&self, voters: &Voters) -> Option<Finding> {
+        let says = |finding: Finding| {
+            let who = self.said.iter().filter(move |(_, said)| *said == finding);
+            let weight = who.clone().map(|(id, _)| voters.weight_of(id)).sum();
+            who.count() > 1 && voters.honest(weight)
+        };
+        [Finding::Differs, Finding::Agrees, Finding::Unanswered]
+            .into_iter()
+            .find(|finding| says(*finding))
+    }
 }
 
 /// What identifies a verdict within a branch: round, member, draw, auditor.
@@ -126,18 +158,57 @@ impl ChainState {
         self.agreed.accusations.iter().find(about)
     }
 
-    /// Whether a record may still want this verdict; what came late or twice is no sign of anything.
-    pub fn awaits(&self, signed: &SignedVerdict) -> bool {
-        let (verdict, auditor) = (&signed.verdict, signed.auditor);
-        let slot = self.next_slot();
-        if (verdict.slot.run, verdict.slot.branch) != (slot.run, slot.branch) {
-            return false;
+    /// Whether a first verdict with this finding goes before everyone. To say that nothing was opened costs nobody a strike, so there must be
+    /// another end to the work that it can make.
+    fn hears(&self, finding: Finding) -> bool {
+        let unopened = |one: &&Accusation| one.finding == Finding::Unanswered;
+        match finding {
+            Finding::Agrees => false,
+            Finding::Differs => true,
+            Finding::Unanswered => self.agreed.accusations.iter().filter(unopened).count() < MAX_UNOPENED,
         }
-        if verdict.draw == 0 {
-            let round = self.auditable(verdict.slot.round);
-            round.is_some_and(|round| !round.has_answer(verdict.member, auditor))
-        } else {
-            self.accusation(verdict).is_some_and(|open| open.auditor == auditor)
+    }
+
+    /// Whether a record may still want this verdict, lot and signature aside; what came late or twice is no sign of anything.
+    pub fn awaits(&self, signed: &SignedVerdict) -> bool {
+        self.may_have(signed).is_ok()
+    }
+
+    /// Everything about a verdict that may change from record to record: a proposer that keeps one which was good once must let go of it when it
+    /// is not any more, or nobody votes for its records.
+    pub(super) fn may_have(&self, signed: &SignedVerdict) -> Result<(), &'static str> {
+        const NOBODY: &str = "nobody awaits it: another branch or auditor, too late, or said before";
+        let (verdict, auditor) = (&signed.verdict, signed.auditor);
+        let (slot, round) = (self.next_slot(), verdict.slot.round);
+        if (verdict.slot.run, verdict.slot.branch) != (slot.run, slot.branch) {
+            return Err(NOBODY);
+        }
+        if verdict.draw > 0 {
+            let votes = self
+                .agreed
+                .weights
+                .binary_search_by_key(&auditor, |(id, _)| *id)
+                .is_ok();
+            let asked = votes && self.accusation(verdict).is_some_and(|open| open.asks(&auditor));
+            return if asked { Ok(()) } else { Err(NOBODY) };
+        }
+        if self
+            .auditable(round)
+            .is_none_or(|open| open.has_answer(verdict.member, auditor))
+        {
+            return Err(NOBODY);
+        }
+        let counted = self
+            .member(&verdict.member)
+            .is_some_and(|member| member.worked_in(round));
+        if !counted {
+            return Err("on work that was not counted");
+        }
+        // Who came back since may have come with another key.
+        let known = self.member(&auditor).filter(|member| member.joined <= round);
+        match known.is_some_and(|member| member.standing != Standing::Banned) {
+            true => Ok(()),
+            false => Err("not a member when the seed came to be, or barred"),
         }
     }
 }
@@ -154,37 +225,70 @@ pub fn open(state: &mut ChainState, record: &Record) {
 }
 
 /// Carries out the verdicts of `record`, and closes what can no longer be audited.
-pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, seed: &[u8; 32], notices: &mut Vec<Notice>) {
+pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notices: &mut Vec<Notice>) {
     let now = record.slot.round;
     for signed in &record.verdicts {
         notices.push(Notice::Audit(signed.clone()));
         let (verdict, auditor) = (&signed.verdict, signed.auditor);
-        let (round, member) = (verdict.slot.round, verdict.member);
-        if verdict.draw == 0 {
-            if let Some(auditable) = state.agreed.auditable.iter_mut().find(|one| one.round == round) {
-                auditable.answer(member, auditor);
-            }
-            if verdict.finding != Finding::Agrees {
-                accuse(state, seed, now, (round, member), verdict.finding, auditor);
-            }
-            continue;
+        let about = (verdict.slot.round, verdict.member);
+        if verdict.draw == 0
+            && let Some(round) = state.agreed.auditable.iter_mut().find(|one| one.round == about.0)
+        {
+            round.answer(verdict.member, auditor);
         }
-        let about = |one: &Accusation| (one.round, one.member, one.auditor) == (round, member, auditor);
-        let Some(at) = state.agreed.accusations.iter().position(about) else {
-            continue;
-        };
-        let open = state.agreed.accusations.remove(at);
-        match (open.finding, verdict.finding) {
-            (Finding::Differs, Finding::Differs) => {
-                convict(state, open, "two audits differ from what it claimed", notices);
+        let heard = verdict.draw == 0 && state.hears(verdict.finding);
+        let known = state
+            .agreed
+            .accusations
+            .iter_mut()
+            .find(|one| (one.round, one.member) == about);
+        match known {
+            // A first verdict on a round that is before everyone is a word like any other's.
+            Some(open) => open.say(auditor, verdict.finding),
+            None if heard => {
+                state.agreed.accusations.push(Accusation {
+                    round: about.0,
+                    member: verdict.member,
+                    finding: verdict.finding,
+                    accuser: auditor,
+                    since: now,
+                    lot: verdict.lot.as_ref().map_or([0; 32], |lot| lot.output),
+                    said: vec![(auditor, verdict.finding)],
+                });
             }
-            (Finding::Differs, Finding::Agrees) => {
-                let why = "three of its accusations were not confirmed";
+            None => {}
+        }
+    }
+    judge(state, config, now, notices);
+    expire(state, config, now);
+    // Going away is no way out of an accusation; being barred already is.
+    let barred = |state: &ChainState, id: &PeerId| state.member(id).is_some_and(|one| one.standing == Standing::Banned);
+    let open = std::mem::take(&mut state.agreed.accusations);
+    state.agreed.accusations = open.into_iter().filter(|one| !barred(state, &one.member)).collect();
+    state.agreed.accusations.sort();
+}
+
+/// Carries out what enough voters say.
+fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut Vec<Notice>) {
+    let voters = Voters::new(state.agreed.weights.clone(), state.agreed.seed, Vec::new());
+    for open in std::mem::take(&mut state.agreed.accusations) {
+        let (member, round) = (open.member, open.round);
+        match open.outcome(&voters) {
+            None => state.agreed.accusations.push(open),
+            Some(Finding::Differs) => {
+                convict(
+                    state,
+                    open,
+                    "more than a third of the weight finds that it differs from what it claimed",
+                    notices,
+                );
+            }
+            Some(Finding::Agrees) if open.finding == Finding::Differs => {
+                let why = "three of its accusations were false";
                 strike(state, config, now, open.accuser, round, why, notices);
             }
-            (_, Finding::Agrees) => {}
-            (_, Finding::Differs) => accuse(state, seed, now, (round, member), Finding::Differs, auditor),
-            (_, Finding::Unanswered) => {
+            Some(Finding::Agrees) => {}
+            Some(Finding::Unanswered) => {
                 state.ledger.void(member, round);
                 let there = |one: &super::membership::Member| one.standing == Standing::Active && one.uncounted == 0;
                 if state.member(&member).is_some_and(there) {
@@ -193,43 +297,6 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, seed:
                 }
             }
         }
-    }
-    expire(state, config, seed, now);
-    // Going away is no way out of an accusation; being barred already is.
-    let barred = |state: &ChainState, id: &PeerId| state.member(id).is_some_and(|one| one.standing == Standing::Banned);
-    let open = std::mem::take(&mut state.agreed.accusations);
-    state.agreed.accusations = open.into_iter().filter(|one| !barred(state, &one.member)).collect();
-    state.agreed.accusations.sort();
-}
-
-/// Somebody said that a round is not what its member claimed: another is drawn to look. One accusation of a round at a time.
-fn accuse(
-    state: &mut ChainState,
-    seed: &[u8; 32],
-    now: Round,
-    (round, member): (Round, PeerId),
-    finding: Finding,
-    accuser: PeerId,
-) {
-    let known = state.agreed.accusations.iter_mut();
-    if let Some(open) = known.into_iter().find(|one| (one.round, one.member) == (round, member)) {
-        // A difference weighs more than silence, and the auditor drawn for the one does for the other.
-        if open.finding == Finding::Unanswered && finding == Finding::Differs && open.auditor != accuser {
-            (open.finding, open.accuser) = (finding, accuser);
-        }
-        return;
-    }
-    match second_auditor(state, seed, round, &member, &accuser) {
-        Some(auditor) => state.agreed.accusations.push(Accusation {
-            round,
-            member,
-            finding,
-            accuser,
-            auditor,
-            drawn: now,
-        }),
-        // Two members alone cannot settle who is right: the round is simply not paid.
-        None => drop(state.ledger.void(member, round)),
     }
 }
 
@@ -268,66 +335,31 @@ fn strike(
     });
 }
 
-/// Closes rounds that can no longer be audited, and draws again for accusations whose second auditor was lost.
-fn expire(state: &mut ChainState, config: &RunConfig, seed: &[u8; 32], now: Round) {
+/// Closes rounds that can no longer be audited, and accusations that too few spoke to.
+fn expire(state: &mut ChainState, config: &RunConfig, now: Round) {
     let horizon = config.verification.verdict_rounds;
     let over = |since: Round| since.0.saturating_add(horizon) <= now.0;
-    let away = |member: Option<&super::membership::Member>| member.is_none_or(|one| one.standing == Standing::Away);
     let rounds = std::mem::take(&mut state.agreed.auditable);
     let (closed, open): (Vec<_>, Vec<_>) = rounds.into_iter().partition(|one| over(one.round));
     state.agreed.auditable = open;
     for round in closed.iter().map(|one| one.round) {
         // Work is paid only after it could have been audited: who went away before that is not paid for it.
-        let gone = state.agreed.members.iter().filter(|member| away(Some(*member)));
+        let gone = state
+            .agreed
+            .members
+            .iter()
+            .filter(|member| member.standing == Standing::Away);
         let gone: Vec<PeerId> = gone.filter(|one| one.worked_in(round)).map(|one| one.id).collect();
         for member in gone {
             state.ledger.void(member, round);
         }
     }
-    for open in std::mem::take(&mut state.agreed.accusations) {
-        if !over(open.drawn) {
-            state.agreed.accusations.push(open);
-        } else if away(state.member(&open.member)) {
-            state.ledger.void(open.member, open.round);
-        } else {
-            // Outlasting one auditor is no way out.
-            accuse(state, seed, now, (open.round, open.member), open.finding, open.accuser);
-        }
+    let accusations = std::mem::take(&mut state.agreed.accusations);
+    let (dead, open): (Vec<_>, Vec<_>) = accusations.into_iter().partition(|one| over(one.since));
+    state.agreed.accusations = open;
+    for one in dead {
+        state.ledger.void(one.member, one.round);
     }
-}
-
-/// An active member that is there, drawn by weight, other than the audited and the accuser.
-fn second_auditor(
-    state: &ChainState,
-    seed: &[u8; 32],
-    round: Round,
-    member: &PeerId,
-    accuser: &PeerId,
-) -> Option<PeerId> {
-    let there = |id: &PeerId| {
-        let known = state.member(id);
-        known.is_some_and(|one| one.standing == Standing::Active && one.uncounted == 0)
-    };
-    let weights = state.agreed.weights.iter();
-    let able: Vec<(PeerId, u64)> = weights
-        .filter(|(id, _)| id != member && id != accuser && there(id))
-        .copied()
-        .collect();
-    let total: u128 = able.iter().map(|(_, weight)| u128::from(*weight)).sum();
-    let bytes = [&seed[..], &round.0.to_le_bytes(), &member.0[..], &accuser.0[..]].concat();
-    let hash = blake3::derive_key("murmur/v1/second-auditor", &bytes);
-    let random = hash.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes));
-    // 128 random bits over a sum of at most 55: the bias of the remainder is nothing.
-    let mut ticket = random.checked_rem(total)?;
-    able.into_iter()
-        .find(|(_, weight)| {
-            let hit = ticket < u128::from(*weight);
-            if !hit {
-                ticket -= u128::from(*weight);
-            }
-            hit
-        })
-        .map(|(id, _)| id)
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ pub struct Agreed {
     pub proposers: [Vec<PeerId>; 2],
     /// The last rounds, whose work can still be audited, oldest first (R24).
     pub auditable: Vec<Auditable>,
-    /// Accusations that nobody has confirmed or cleared yet, sorted.
+    /// Accusations that too few have spoken to yet, sorted.
     pub accusations: Vec<Accusation>,
     /// The first round after a regroup whose survivors held at most half of the weight at their fork; the first such one (R21).
     pub minority: Option<Round>,
@@ -308,7 +308,7 @@ impl ChainState {
 
         let seed = beacon::next_seed(&self.agreed.seed, &record.beacon.output);
         next.punish(record, &mut notices);
-        audit::settle(&mut next, config, record, &seed, &mut notices);
+        audit::settle(&mut next, config, record, &mut notices);
         let worked_from = self.worked_from(record.carried.as_ref());
         next.count_work(config, record, worked_from.assignment(config));
         next.change_members(record, config, &mut notices);

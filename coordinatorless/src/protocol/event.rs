@@ -113,12 +113,38 @@ pub struct AuditOrder {
     pub work: TrainOrder,
     /// Who is audited, with the signed commit.
     pub contribution: Contribution,
-    /// 0 first draw, 1 confirmation.
+    /// 0 drawn by its own lot, 1 asked about an accusation like everyone who votes.
     pub draw: u8,
     /// What drew this peer, in the first draw.
     pub lot: Option<Lot>,
     /// Who made the accusation to be confirmed or cleared: it may have what the member opened.
     pub accuser: Option<PeerId>,
+    /// What the leaves of the accumulators to be opened follow from ([`AuditOrder::leaves`]).
+    pub leaf_seed: [u8; 32],
+}
+
+/// Leaves of an accumulator that an audit opens.
+pub const OPENED_LEAVES: usize = 100;
+
+impl AuditOrder {
+    /// Which of `count` leaves of an accumulator this audit opens, ascending; `None`: all of them, where there are few. Nobody but the
+    /// auditor could know before it was drawn; afterwards anyone can work it out. The last one is always among them: it proves the length, so
+    /// that who holds these leaves can hand them on.
+    pub fn leaves(&self, count: u64) -> Option<Vec<u64>> {
+        if count <= 4 * OPENED_LEAVES as u64 {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("murmur/v1/audit-leaves");
+        let mut random = hasher.update(&self.leaf_seed).finalize_xof();
+        let mut chosen = std::collections::BTreeSet::from([count - 1]);
+        // A quarter at most is chosen, so this comes to an end soon.
+        while chosen.len() < OPENED_LEAVES {
+            let mut bytes = [0; 8];
+            random.fill(&mut bytes);
+            chosen.insert(u64::from_le_bytes(bytes) % count);
+        }
+        Some(chosen.into_iter().collect())
+    }
 }
 
 /// Something for the driver to do. Effects are carried out in order; nothing after a [`Effect::Persist`] may leave this peer before

@@ -20,10 +20,12 @@ use crate::wire::{Body, Keys, Signed};
 mod censor;
 mod double_voter;
 mod equivocating_proposer;
+pub(super) mod false_work;
 mod garbage_blobs;
 mod impersonator;
 mod join_flooder;
 mod lapse_abuser;
+mod lying_auditor;
 mod lying_have;
 mod lying_server;
 mod malformed;
@@ -106,6 +108,18 @@ cheats! {
     Rewriter => rewriter::Rewriter::default();
     /// Asks to join under ever new names.
     JoinFlooder => join_flooder::JoinFlooder::default();
+    /// Claims work that it did not do, in every round.
+    FalseWork => false_work::FalseWork::Always;
+    /// The same in one round of ten.
+    FalseWorkNowAndThen => false_work::FalseWork::Tenth;
+    /// Claims work that it did not do, and opens its accumulators to nobody.
+    WithheldOpening => false_work::FalseWork::Unopened;
+    /// Audits nothing that it was drawn to audit.
+    LazyAuditor => lying_auditor::LyingAuditor::Lazy;
+    /// Says of whatever it audits that it differs.
+    FalseAccuser => lying_auditor::LyingAuditor::Accuser;
+    /// Claims work that it did not do, covers other liars and accuses the honest.
+    Colluder => lying_auditor::LyingAuditor::Colluder;
 }
 
 /// What a liar has at hand when it lies.

@@ -44,6 +44,8 @@ pub struct Scenario {
     pub timing: TimingConfig,
     /// Membership rules.
     pub membership: MembershipConfig,
+    /// Audits.
+    pub verification: VerificationConfig,
 }
 
 /// A link's properties, the same for all.
@@ -122,6 +124,7 @@ impl Default for Scenario {
                 regroup_secs: 5.0,
                 ..MembershipConfig::default()
             },
+            verification: VerificationConfig::default(),
         }
     }
 }
@@ -273,7 +276,7 @@ impl Scenario {
                 round_batches: self.membership.round_batches.max(self.peers as u64 * 4),
                 ..self.membership.clone()
             },
-            verification: VerificationConfig::default(),
+            verification: self.verification.clone(),
             rewards: RewardConfig {
                 flops_per_token: 5_000_000,
                 vesting_rounds: 16,

@@ -166,8 +166,8 @@ pub(super) struct World {
     pub refused: BTreeMap<String, u64>,
     /// What honest peers noticed, counted, where anybody lies.
     pub noticed: BTreeMap<String, u64>,
-    /// Liars that the record chain slashed.
-    pub slashed: BTreeSet<usize>,
+    /// Liars that the record chain slashed, and after which round.
+    pub slashed: BTreeMap<usize, Round>,
     pub watch: Watch,
     pub messages: u64,
     /// Of each kind.
@@ -210,7 +210,7 @@ impl World {
             doubles: BTreeMap::new(),
             refused: BTreeMap::new(),
             noticed: BTreeMap::new(),
-            slashed: BTreeSet::new(),
+            slashed: BTreeMap::new(),
             digest: blake3::Hasher::new(),
             agreements: Vec::new(),
             faults_left: 0,

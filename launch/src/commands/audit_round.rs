@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use coordinatorless::config::RunConfig;
 use coordinatorless::net::BlobsAtRest;
-use coordinatorless::node::{ModelSource, Step};
+use coordinatorless::node::{ModelSource, Opened, Step, leaf_count, leaf_ranges};
 use coordinatorless::protocol::chain::ChainState;
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::protocol::sync::{branch_base, verify_next};
@@ -45,7 +45,7 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
     let compute_on = device(Some(&args.device))?;
     let threads = threads(args.threads)?;
     let records = bare::open(dir.path()).map_err(usage)?;
-    let found = find(&config, &records.store, round, member)?;
+    let mut found = find(&config, &records.store, round, member)?;
     let held = Held::open(&dir)?;
     let source = held.model_before(&records.store, round)?;
     let commit = &found.order.contribution.commit;
@@ -55,13 +55,13 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
             found.order.contribution.member.short()
         )
     })?;
-    let accumulators = held.accumulators(&config, &found.order)?;
     let kit = Kit::open(config, &dir, threads)?;
+    let opened = held.opened(&kit, &mut found)?;
     set_threads(threads);
     let agreed = kit.rebuild(&source)?;
     let mut model = Model::new(&kit.model, compute_on)?;
     let began = Instant::now();
-    let replayed = side::replayed(&kit, &mut model, &found.order, &agreed, &shards, accumulators);
+    let replayed = side::replayed(&kit, &mut model, &found.order, &agreed, &shards, &opened);
     let secs = began.elapsed().as_secs_f64();
     let bound = kit.config.verification.bound;
     let outcome = match replayed {
@@ -85,11 +85,14 @@ struct Found {
     order: AuditOrder,
     /// What auditors said of it, each with the round of the record that has it.
     verdicts: Vec<(Round, SignedVerdict)>,
+    /// From what followed which leaves they opened.
+    leaf_seeds: Vec<[u8; 32]>,
 }
 
 /// Replays the chain from genesis, every rule checked, up to the end: verdicts come in later records.
 fn find(config: &RunConfig, store: &Store, round: Round, member: &str) -> Result<Found> {
     let (mut state, mut order, mut verdicts) = (ChainState::genesis(config), None, Vec::new());
+    let mut leaf_seeds = std::collections::BTreeSet::new();
     loop {
         let next = state.agreed.round.next();
         let Some(decided) = store.records(next, 1)?.into_iter().next() else {
@@ -103,6 +106,12 @@ fn find(config: &RunConfig, store: &Store, round: Round, member: &str) -> Result
                 |one: &&SignedVerdict| (one.verdict.slot.round, one.verdict.member) == (round, contribution.member);
             let said = decided.record.verdicts.iter().filter(about);
             verdicts.extend(said.map(|one| (next, one.clone())));
+            leaf_seeds.extend(
+                verdicts
+                    .iter()
+                    .filter_map(|(_, one)| one.verdict.lot.as_ref())
+                    .map(|lot| lot.output),
+            );
         }
         state = verify_next(&state, config, &decided, Scheme::Ed25519)
             .map_err(|why| anyhow!("record {next}: {why}; `murmur ledger verify` says more"))?
@@ -114,7 +123,11 @@ fn find(config: &RunConfig, store: &Store, round: Round, member: &str) -> Result
             "--round {round}: this directory's records go from round 1 to {last}"
         ))
     })?;
-    Ok(Found { order, verdicts })
+    Ok(Found {
+        order,
+        verdicts,
+        leaf_seeds: leaf_seeds.into_iter().collect(),
+    })
 }
 
 /// The work of the member whose id begins so, as the record of its round has it.
@@ -152,6 +165,7 @@ fn ordered(config: &RunConfig, state: &ChainState, decided: &Decided, member: &s
         draw: 0,
         lot: None,
         accuser: None,
+        leaf_seed: [0; 32],
     })
 }
 
@@ -233,22 +247,37 @@ impl<'a> Held<'a> {
         Ok(source)
     }
 
-    /// The accumulators that the commit names, where this directory has them; zeros are empty.
-    fn accumulators(&self, config: &RunConfig, order: &AuditOrder) -> Result<(Bytes, Bytes)> {
-        let commit = &order.contribution.commit;
-        let one = |root: Hash| {
-            if root == config.verification.accumulator_zero {
-                return Ok(Bytes::new());
-            }
-            let file = || std::fs::read(self.dir.accumulators().join(root.to_string())).ok();
-            self.blob(root).or_else(|| file().map(Bytes::from)).ok_or_else(|| {
-                anyhow!(
-                    "accumulator {} is not in this directory: the member itself and whoever has audited this round hold it",
-                    root.short()
-                )
-            })
+    /// What this directory has of the accumulators that the commit names: all of both, or the leaves that some auditor opened.
+    fn opened(&self, kit: &Kit, found: &mut Found) -> Result<Opened> {
+        let commit = found.order.contribution.commit.clone();
+        let zero = kit.config.verification.accumulator_zero;
+        let file = |root: Hash| std::fs::read(self.dir.accumulators().join(root.to_string())).ok();
+        let whole = |root: Hash| self.blob(root).or_else(|| file(root).map(Bytes::from));
+        let roots = [commit.accumulator_before, commit.accumulator_after];
+        let both = |one: &dyn Fn(Hash) -> Option<Bytes>| {
+            let [before, after] = roots.map(|root| if root == zero { Some(Bytes::new()) } else { one(root) });
+            before.zip(after)
         };
-        Ok((one(commit.accumulator_before)?, one(commit.accumulator_after)?))
+        if let Some((before, after)) = both(&whole) {
+            return Ok(Opened::Whole(before, after));
+        }
+        let bytes = 4 * kit.layout.total as u64;
+        for seed in found.leaf_seeds.clone() {
+            found.order.leaf_seed = seed;
+            let Some(leaves) = found.order.leaves(leaf_count(bytes)) else {
+                break;
+            };
+            let ranges = leaf_ranges(&leaves, bytes);
+            let proven = |root: Hash| self.runtime.block_on(self.blobs.ranges(root, &ranges));
+            if let Some((before, after)) = both(&proven) {
+                return Ok(Opened::Leaves(before, after));
+            }
+        }
+        let root = roots.into_iter().find(|root| *root != zero).unwrap_or(zero);
+        Err(anyhow!(
+            "accumulator {} is not in this directory: the member itself and whoever has audited this round hold it, or what was opened of it",
+            root.short()
+        ))
     }
 }
 
@@ -335,7 +364,7 @@ fn tell(json: bool, found: &Found, outcome: &Outcome, bound: f64, secs: f64) -> 
         let draw = if one.verdict.draw == 0 {
             "drawn by its lot"
         } else {
-            "drawn to confirm"
+            "asked as everyone was"
         };
         println!(
             "  record {at}: {}, {draw}, said it {}",

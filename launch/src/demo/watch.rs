@@ -176,7 +176,7 @@ impl Watch<'_> {
                 member, points, round, ..
             } if self.speaks(i, stage) => {
                 self.progress.note(&format!(
-                    "caught: {} did not do the work it claimed in round {round}; a second audit says so too; its {points} points are gone",
+                    "caught: {} did not do the work it claimed in round {round}; more than a third of the weight says so; its {points} points are gone",
                     member.short()
                 ));
             }

@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used)]
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::config::*;
 use crate::protocol::beacon::VrfKeys;
@@ -187,15 +189,25 @@ impl Run {
         self.advance(&record);
         let open = self.chain.agreed.accusations.last().unwrap().clone();
         assert_eq!((open.member, open.accuser), (member, self.keys[by].id()));
-        assert!(open.auditor != member && open.auditor != open.accuser);
+        let asked: Vec<PeerId> = self.asked(&open).into_iter().map(|by| self.keys[by].id()).collect();
+        assert!(asked.len() == 2 && !asked.contains(&member) && !asked.contains(&open.accuser));
         open
     }
 
-    /// Lets the second auditor say this.
+    /// Who is asked about an accusation and has not spoken.
+    fn asked(&self, open: &Accusation) -> Vec<usize> {
+        (0..4).filter(|by| open.asks(&self.keys[*by].id())).collect()
+    }
+
+    /// Lets everyone who is asked say this, in a record that counts everyone.
     fn answered(&mut self, open: &Accusation, finding: Finding) -> Vec<Notice> {
-        let by = self.index(open.auditor);
+        let asked = self.asked(open).into_iter();
+        let mut verdicts: Vec<SignedVerdict> = asked
+            .map(|by| self.verdict(finding, open.round, open.member, None, by))
+            .collect();
+        verdicts.sort_by_key(audit::key);
         let record = Record {
-            verdicts: vec![self.verdict(finding, open.round, open.member, None, by)],
+            verdicts,
             ..self.record()
         };
         self.advance(&record)
@@ -297,15 +309,27 @@ fn a_lost_accumulator_may_be_declared_and_no_other_root_will_do() {
 }
 
 #[test]
-fn a_cheat_is_barred_only_after_a_second_auditor_agrees() {
+fn a_cheat_is_barred_only_when_more_than_a_third_finds_a_difference() {
     let mut run = Run::new();
     let record = run.record();
     run.advance(&record);
     let open = run.accused(Finding::Differs);
     let cheat = open.member;
+    // A quarter of the weight said so.
+    assert_eq!(run.chain.member(&cheat).unwrap().standing, Standing::Active);
     assert!(run.chain.ledger.get(&cheat).unwrap().provisional_points() > 0);
-    // The cheat delivers in the very round that bars it.
-    let notices = run.answered(&open, Finding::Differs);
+    // Its own word is not asked for, nor the accuser's again.
+    for by in [run.index(cheat), run.index(open.accuser)] {
+        let verdict = run.verdict(Finding::Agrees, open.round, cheat, None, by);
+        assert!(run.chain.check_verdict(&run.config, &verdict, SCHEME).is_err());
+    }
+    // Half of it says so. The cheat delivers in the very round that bars it.
+    let by = run.asked(&open)[0];
+    let record = Record {
+        verdicts: vec![run.verdict(Finding::Differs, open.round, cheat, None, by)],
+        ..run.record()
+    };
+    let notices = run.advance(&record);
     assert!(
         notices
             .iter()
@@ -315,6 +339,32 @@ fn a_cheat_is_barred_only_after_a_second_auditor_agrees() {
     assert_eq!((account.provisional_points(), account.vested), (0, 0));
     assert_eq!(run.chain.member(&cheat).unwrap().standing, Standing::Banned);
     assert_eq!(run.chain.voters().weight_of(&cheat), 0);
+}
+
+#[test]
+fn of_two_members_neither_convicts_the_other() {
+    let mut run = Run::new();
+    // The points must not vest first.
+    run.config.rewards.vesting_rounds = 20;
+    let record = run.record();
+    run.advance(&record);
+    let mut open = run.accused(Finding::Differs);
+    // All the others are gone: the accuser has half of what weight there is.
+    let two = [open.member, open.accuser];
+    run.chain.agreed.weights.retain(|(id, _)| two.contains(id));
+    open = run.chain.agreed.accusations[0].clone();
+    for _ in 0..run.config.verification.verdict_rounds {
+        let before = run.chain.agreed.weights.clone();
+        let record = run.record();
+        run.advance(&record);
+        run.chain.agreed.weights = before;
+    }
+    let account = run.chain.ledger.get(&open.member).unwrap();
+    assert!(
+        account.slashed == 0 && account.unpaid > 0,
+        "the round is not paid, and that is all"
+    );
+    assert!(run.chain.agreed.accusations.is_empty());
 }
 
 #[test]
@@ -471,35 +521,75 @@ fn an_auditor_that_could_not_reach_who_is_honest_harms_nobody() {
         let account = run.chain.ledger.get(&keys.id()).unwrap();
         assert_eq!((account.strikes, account.unpaid, account.slashed), (0, 0, 0));
     }
-    // Had the second found a difference, a third would be drawn: two must have seen one.
+    // Had the others found a difference, that would count, whatever the accuser could not open.
     let mut run = Run::new();
     let record = run.record();
     run.advance(&record);
     let open = run.accused(Finding::Unanswered);
     run.answered(&open, Finding::Differs);
-    let next = run.chain.agreed.accusations[0].clone();
-    assert_eq!((next.finding, next.accuser), (Finding::Differs, open.auditor));
-    assert_eq!(run.chain.ledger.get(&open.member).unwrap().slashed, 0);
-    run.answered(&next, Finding::Differs);
     assert_eq!(run.chain.member(&open.member).unwrap().standing, Standing::Banned);
 }
 
 #[test]
-fn an_accusation_outlasts_a_second_auditor_that_keeps_silent() {
+fn only_a_few_who_are_said_to_open_nothing_are_before_everyone_at_a_time() {
     let mut run = Run::new();
     let record = run.record();
     run.advance(&record);
-    let first = run.accused(Finding::Differs);
+    let (mut said, mut rounds) = (BTreeSet::new(), 0);
+    while said.len() < 8 {
+        let round = run.chain.agreed.round;
+        let mut drawn = run.all_drawn();
+        drawn.retain(|(_, member, _)| said.insert((round, *member)));
+        let each = drawn.into_iter();
+        let mut verdicts: Vec<SignedVerdict> = each
+            .map(|(by, member, lot)| run.verdict(Finding::Unanswered, round, member, Some(lot), by))
+            .collect();
+        verdicts.sort_by_key(audit::key);
+        let record = Record {
+            verdicts,
+            ..run.record()
+        };
+        run.advance(&record);
+        rounds += 1;
+    }
+    assert!(rounds < run.config.verification.verdict_rounds, "none has run out");
+    assert_eq!(run.chain.agreed.accusations.len(), 4);
+}
+
+#[test]
+fn an_accusation_to_which_too_few_speak_costs_the_round_and_nothing_else() {
+    let mut run = Run::new();
+    // The points must not vest first.
+    run.config.rewards.vesting_rounds = 20;
+    let record = run.record();
+    run.advance(&record);
+    let open = run.accused(Finding::Differs);
     for _ in 0..run.config.verification.verdict_rounds {
         let record = run.record();
         run.advance(&record);
     }
-    let again = run.chain.agreed.accusations[0].clone();
-    assert_eq!(
-        (again.round, again.member, again.accuser),
-        (first.round, first.member, first.accuser)
-    );
-    assert!(again.drawn > first.drawn);
+    assert!(run.chain.agreed.accusations.is_empty());
+    for keys in &run.keys {
+        let account = run.chain.ledger.get(&keys.id()).unwrap();
+        assert_eq!((account.strikes, account.slashed), (0, 0));
+        assert_eq!(account.unpaid > 0, keys.id() == open.member);
+    }
+}
+
+#[test]
+fn the_word_of_an_auditor_that_was_barred_meanwhile_is_let_go_of() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let (by, member, lot) = run.drawn();
+    let verdict = run.verdict(Finding::Agrees, run.chain.agreed.round, member, Some(lot), by);
+    assert!(run.chain.awaits(&verdict));
+    let evidence = two_votes(&run, by, run.chain.next_slot());
+    let record = with_evidence(&run, vec![evidence]);
+    run.advance(&record);
+    // Whoever keeps such a verdict would never propose anything lawful again.
+    assert!(!run.chain.awaits(&verdict));
+    assert!(run.chain.check_verdict(&run.config, &verdict, SCHEME).is_err());
 }
 
 #[test]

@@ -180,6 +180,88 @@ fn a_flood_of_joins_stops_nobody_and_outgrows_nothing() {
     }
 }
 
+/// Liars of one kind in runs of seven peers and sixty rounds in which a contribution can expect 0.2 auditors, over many seeds. Gives how many of them
+/// were barred, of how many, after how many rounds on average, and the share of what they claimed that they kept.
+fn audited(kind: LiarKind, liars: &[usize]) -> (usize, usize, f64, f64) {
+    const SEEDS: u64 = 12;
+    let (mut barred, mut rounds, mut kept) = (0, 0, 0.0);
+    for seed in 1..=SEEDS {
+        let mut scenario = seven(
+            seed,
+            vec![Liars {
+                kind,
+                peers: liars.to_vec(),
+            }],
+        );
+        scenario.rounds = 60;
+        scenario.limit_secs = 3600.0;
+        scenario.verification.audit_permille = 200;
+        let mut world = World::new(&scenario);
+        world.run();
+        let (_, violations) = world.finish();
+        assert!(violations.is_empty(), "{}: {violations:#?}", scenario.name);
+        barred += world.slashed.len();
+        rounds += world.slashed.values().map(|round| round.0).sum::<u64>();
+        for liar in liars {
+            let account = world
+                .chain(0)
+                .unwrap()
+                .ledger
+                .get(&scenario.keys(*liar).id())
+                .unwrap()
+                .clone();
+            let paid = (account.vested + account.provisional_points()) as f64;
+            kept += paid / (paid + (account.slashed + account.unpaid) as f64);
+        }
+    }
+    let of = SEEDS as usize * liars.len();
+    let mean = rounds as f64 / barred.max(1) as f64;
+    println!(
+        "| {kind:?} | {} of 7 | {barred} of {of} | {mean:.1} | {:.0}% |",
+        liars.len(),
+        100.0 * kept / of as f64
+    );
+    (barred, of, mean, kept / of as f64)
+}
+
+#[test]
+fn who_claims_work_that_it_did_not_do_is_barred_and_keeps_little() {
+    println!("| attack | share | barred within 60 rounds | rounds until barred | points kept |");
+    // Drawn by six others with 0.2 auditors between them: in one round of 5.5; then a few rounds for the verdicts.
+    let (barred, of, mean, kept) = audited(LiarKind::FalseWork, &[5, 6]);
+    assert!(
+        barred == of && mean < 14.0 && kept < 0.1,
+        "{barred} of {of}, {mean}, {kept}"
+    );
+    let (barred, of, _, kept) = audited(LiarKind::FalseWorkNowAndThen, &[5, 6]);
+    assert!(barred * 2 > of && kept < 0.8, "{barred} of {of}, {kept}");
+    // Three strikes take three times as long.
+    let (barred, of, mean, kept) = audited(LiarKind::WithheldOpening, &[5, 6]);
+    assert!(
+        barred * 10 >= of * 9 && mean < 40.0 && kept < 0.4,
+        "{barred} of {of}, {mean}, {kept}"
+    );
+}
+
+#[test]
+fn colluders_below_a_third_convict_no_honest_member_and_save_no_cheat() {
+    // That no honest peer is slashed is looked at in every record.
+    let (barred, of, mean, kept) = audited(LiarKind::Colluder, &[5, 6]);
+    assert!(
+        barred == of && mean < 16.0 && kept < 0.2,
+        "{barred} of {of}, {mean}, {kept}"
+    );
+}
+
+#[test]
+fn a_false_accuser_pays_with_its_place_and_a_lazy_auditor_with_nothing() {
+    let (barred, of, mean, _) = audited(LiarKind::FalseAccuser, &[5, 6]);
+    assert!(barred == of && mean < 25.0, "{barred} of {of}, {mean}");
+    // Nobody can tell silence from not having been drawn: what is not audited by one is by others.
+    let (barred, _, _, kept) = audited(LiarKind::LazyAuditor, &[5, 6]);
+    assert!(barred == 0 && kept == 1.0, "{barred}, {kept}");
+}
+
 #[test]
 fn any_mix_of_liars_below_a_third_breaks_no_promise() {
     for seed in 1..=24u64 {

@@ -140,7 +140,10 @@ impl World {
                     .update(&[&round.0.to_le_bytes()[..], &model_root.0].concat());
             }
             Notice::Slashed { member, round, .. } => match self.index.get(&member) {
-                Some(liar) if self.gang.has(*liar) => drop(self.slashed.insert(*liar)),
+                Some(liar) if self.gang.has(*liar) => {
+                    let at = self.peers[at].state.as_ref().map(|state| state.chain().agreed.round);
+                    self.slashed.entry(*liar).or_insert(at.unwrap_or(round));
+                }
                 Some(double) if self.is_faulty(*double) => {}
                 _ => self.checker.slashed(at, round, member),
             },

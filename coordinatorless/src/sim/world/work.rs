@@ -1,8 +1,9 @@
-//! The host's part: training and audits, of which nothing is simulated but the time they take.
+//! The host's part: training and audits, of which nothing is simulated but the time they take and what a replay would show.
 
 use super::{Item, World};
 use crate::protocol::SECOND;
 use crate::protocol::event::{AuditOrder, Event, TrainOrder, Trained};
+use crate::sim::adversary::false_work;
 use crate::types::*;
 
 /// Bytes of a simulated contribution.
@@ -61,14 +62,14 @@ impl World {
     pub(super) fn audit(&mut self, at: usize, order: AuditOrder) {
         let slot = order.contribution.commit.slot;
         let member = order.contribution.member;
-        let finding = Finding::Agrees;
+        let finding = false_work::shows(&order.contribution.commit);
         let verdict = Verdict {
             slot,
             member,
             draw: order.draw,
             lot: order.lot,
             finding,
-            distance_nanos: 0,
+            distance_nanos: if finding == Finding::Agrees { 0 } else { 500_000_000 },
             bound_nanos: 20_000_000,
         };
         let (life, event) = (self.peers[at].life, Box::new(Event::Audited(verdict)));

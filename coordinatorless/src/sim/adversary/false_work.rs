@@ -1,0 +1,48 @@
+//! Claims work that it did not do: what a replay would show stands in the commit's trace root, for the simulator's auditors.
+
+use rand::RngExt;
+
+use super::{Adversary, Stage};
+use crate::protocol::event::Event;
+use crate::types::*;
+
+/// How often, and what it does when it is audited.
+pub(in crate::sim) enum FalseWork {
+    /// In every round.
+    Always,
+    /// In one round of ten.
+    Tenth,
+    /// In every round, and opens its accumulators to nobody.
+    Unopened,
+}
+
+/// What an honest auditor finds of a simulated commit.
+pub(in crate::sim) fn shows(commit: &Commit) -> Finding {
+    match commit.trace_root {
+        root if root == undone() => Finding::Differs,
+        root if root == unopened() => Finding::Unanswered,
+        _ => Finding::Agrees,
+    }
+}
+
+fn undone() -> Hash {
+    Hash::of(b"work that was not done")
+}
+
+fn unopened() -> Hash {
+    Hash::of(b"work that nobody may look at")
+}
+
+impl Adversary for FalseWork {
+    fn hears(&mut self, stage: &mut Stage<'_>, event: Event) -> Vec<Event> {
+        let Event::Trained(mut trained) = event else {
+            return vec![event];
+        };
+        match self {
+            Self::Tenth if !stage.rng.random_ratio(1, 10) => {}
+            Self::Always | Self::Tenth => trained.trace_root = undone(),
+            Self::Unopened => trained.trace_root = unopened(),
+        }
+        vec![Event::Trained(trained)]
+    }
+}
