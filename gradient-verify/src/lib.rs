@@ -13,6 +13,7 @@
 //!
 //! 5. [`proof`]: the file of a proof: which model, who says so, strict bytes.
 //! 6. [`inference`]: this model wrote this text.
+//! 7. [`evaluation`]: this model finds these texts, or these answers, so likely.
 //!
 //! What an audit holds a member to is the whole chain from batches to bytes: the pseudo-gradient is the one that its batches give; what it sent
 //! and what it kept add up to accumulator plus pseudo-gradient; and what it sent is the selection of that sum. Two gaps remain, and
@@ -20,11 +21,13 @@
 //! round, and contributions are clipped to the median norm), and a scale may be off by up to [`tolerance::SCALE_SLACK`].
 
 pub mod accumulator_proof;
+pub mod evaluation;
 pub mod inference;
 pub mod opening;
 pub mod proof;
 pub mod replay;
 pub mod tolerance;
+mod tree;
 pub mod verdict;
 
 pub use opening::{OpeningError, accumulator_bytes};

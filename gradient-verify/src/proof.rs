@@ -22,6 +22,7 @@ use coordinatorless::types::{Hash, PeerId, Signature};
 use coordinatorless::wire::{Keys, Scheme, verify_bytes};
 use trainer::config::ModelConfig;
 
+use crate::evaluation::Evaluation;
 use crate::inference::Inference;
 
 mod bytes;
@@ -191,12 +192,15 @@ impl Identity {
 pub enum Statement {
     /// A text that the model wrote.
     Inference(Inference),
+    /// How likely the model finds texts, or answers to questions.
+    Evaluation(Evaluation),
 }
 
 impl Statement {
     fn kind(&self) -> u8 {
         match self {
             Self::Inference(_) => 1,
+            Self::Evaluation(_) => 2,
         }
     }
 }
@@ -227,6 +231,7 @@ pub fn encode(model: &Identity, statement: &Statement, keys: Option<&Keys>) -> V
     model.write(&mut body);
     match statement {
         Statement::Inference(inference) => inference.write(&mut body),
+        Statement::Evaluation(evaluation) => evaluation.write(&mut body),
     }
     let body = body.into_bytes();
     let mut out = Writer::default();
@@ -279,7 +284,11 @@ impl Proof {
         let model = Identity::read(&mut reader)?;
         let statement = match kind {
             1 => Statement::Inference(Inference::read(&mut reader)?),
-            other => return Err(ProofError::value("the kind", "1 (an inference)", other)),
+            2 => Statement::Evaluation(Evaluation::read(&mut reader)?),
+            other => {
+                let expected = "1 (an inference) or 2 (an evaluation)";
+                return Err(ProofError::value("the kind", expected, other));
+            }
         };
         reader.end()?;
         Ok(Self {

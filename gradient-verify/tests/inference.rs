@@ -130,6 +130,8 @@ fn honest_machines_pass_and_every_cheat_is_found() {
 
 /// A proof by a model at its start, the model, and what names it.
 fn proven(max_tokens: usize) -> (Identity, Inference, Model) {
+    // So small a model gains nothing from threads that wait for each other.
+    set_threads(1);
     let config = config(Family::Llama);
     let mut model = Model::new(&config, Device::Cpu).unwrap();
     let options = GenerateOptions {
@@ -309,8 +311,8 @@ proptest! {
             }
             // Whatever it claims, a check ends in a report or an error.
             let model = Model::new(&config(Family::Llama), Device::Cpu).unwrap();
-            match proof.statement {
-                Statement::Inference(inference) => drop(inference.check(&model, &Bounds::default())),
+            if let Statement::Inference(inference) = proof.statement {
+                drop(inference.check(&model, &Bounds::default()));
             }
         }
     }

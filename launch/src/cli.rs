@@ -84,10 +84,10 @@ pub enum Command {
     /// Shows balances; replays the record chain from genesis and compares every root.
     #[command(subcommand, after_help = "Example:\n  murmur ledger verify --dir ~/murmur")]
     Ledger(LedgerCommand),
-    /// Computes again what somebody claims, and says whether it is so: a proof in a file, as `generate --prove` writes it; or a member's round, from the
+    /// Computes again what somebody claims, and says whether it is so: a proof in a file, as `generate --prove` and `eval --prove` write them; or a member's round, from the
     /// record chain and the blobs that a peer's directory holds.
     #[command(
-        after_help = "Exit code: 0 it is so, 1 it is not or cannot be computed, 2 wrong usage, no proof, or one of another model.\nExample:\n  murmur audit answer.proof --dir ~/murmur\n  murmur audit --round 12 --member 1f2e3d --dir ~/murmur"
+        after_help = "Exit code: 0 it is so, 1 it is not or cannot be computed, 2 wrong usage, no proof, or one of another model.\nExample:\n  murmur audit answer.proof --dir ~/murmur\n  murmur audit result.proof --dir ~/murmur --tasks questions.jsonl --sample 100\n  murmur audit --round 12 --member 1f2e3d --dir ~/murmur"
     )]
     Audit(AuditArgs),
     /// Runs a relay for peers that no other can dial, on a machine that all of them can.
@@ -128,7 +128,7 @@ pub struct AuditArgs {
     #[arg(required_unless_present = "round")]
     pub file: Option<PathBuf>,
     /// The round.
-    #[arg(long, value_name = "R", requires = "member", conflicts_with_all = ["file", "model", "prompt"], value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "R", requires = "member", conflicts_with_all = ["file", "model", "prompt", "seed", "tasks"], value_parser = clap::value_parser!(u64).range(1..))]
     pub round: Option<u64>,
     /// Whose round: its id, or how that begins.
     #[arg(long, value_name = "M", requires = "round")]
@@ -138,6 +138,15 @@ pub struct AuditArgs {
     /// Refuse a text that continues anything but this.
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    /// Of an evaluation: how many items to compute again.
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub sample: u32,
+    /// Of an evaluation: which items those are, together with the proof's root; the same for the same words [default: drawn anew, and told].
+    #[arg(long, value_name = "WORDS")]
+    pub seed: Option<String>,
+    /// Of an evaluation on questions: the file that it was made with, to compare its questions.
+    #[arg(long, value_name = "FILE")]
+    pub tasks: Option<PathBuf>,
     /// Where to compute: cpu, cuda, cuda:N or auto.
     #[arg(long, env = "MURMUR_DEVICE", default_value = "auto", value_name = "DEVICE")]
     pub device: String,
@@ -417,7 +426,7 @@ pub enum BenchCommand {
     /// Peers average a vector over real connections, from ready to applied.
     #[command(after_help = "Example:\n  murmur bench exchange --peers 4 --mib 64")]
     Exchange(BenchExchangeArgs),
-    /// Proofs of inferences made in many ways, honest and not, each checked: distances, and whether each is judged rightly (exit code 1 if not).
+    /// Proofs of an inference and of evaluations made in many ways, honest and not, each checked: distances, and whether each is judged rightly (exit code 1 if not).
     #[command(
         after_help = "Examples:\n  murmur bench proofs --dir ~/murmur \"To be, or not to be\"\n  murmur bench proofs --model ./SmolLM2-135M.gguf \"The capital of France is\" --max-tokens 64"
     )]
@@ -691,6 +700,12 @@ pub struct EvalArgs {
     /// Multiple-choice questions to answer by likelihood: one JSON object a line, {"question": …, "choices": […], "answer": 0 or "A"}.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids"])]
     pub tasks: Option<PathBuf>,
+    /// Write a proof of the result, which `murmur audit` checks: every input with its log likelihoods, under one root. A peer's is signed.
+    #[arg(long, value_name = "FILE")]
+    pub prove: Option<PathBuf>,
+    /// With --prove, keep only N items, which the root draws: a smaller file, by which the total cannot be added up again.
+    #[arg(long, requires = "prove", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub open: Option<u32>,
     /// With --json, every score at every place too (vocabulary times tokens).
     #[arg(long, requires = "json")]
     pub logits: bool,

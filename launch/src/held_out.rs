@@ -19,9 +19,7 @@ pub struct HeldOut {
 /// # Errors
 /// Data without a held-out part, or of another tokenizer.
 pub fn held_out(model: &mut Model, theta: &[f32], data: &Dataset, count: u64) -> Result<HeldOut> {
-    let all = data.held_out_sequences();
-    let count = count.min(all);
-    let sequences: Vec<Vec<u32>> = (0..count).map(|i| data.held_out(i * all / count)).collect();
+    let sequences = held_out_sequences(data, count);
     let loss = validation_loss(model, theta, &sequences)?;
     let predicted = || sequences.iter().flat_map(|sequence| sequence.iter().skip(1));
     let bytes = text_bytes(data.manifest().tokenizer, predicted().copied());
@@ -29,6 +27,13 @@ pub fn held_out(model: &mut Model, theta: &[f32], data: &Dataset, count: u64) ->
         loss,
         bits_per_byte: bits_per_byte(loss, predicted().count(), bytes),
     })
+}
+
+/// Up to `count` held-out sequences, spread evenly over all of them.
+pub fn held_out_sequences(data: &Dataset, count: u64) -> Vec<Vec<u32>> {
+    let all = data.held_out_sequences();
+    let count = count.min(all);
+    (0..count).map(|i| data.held_out(i * all / count)).collect()
 }
 
 /// Bits per byte of `tokens` predicted at `loss` nats each, which stand for `bytes` bytes.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use coordinatorless::types::PeerId;
 use gradient_verify::proof::{Identity, MAX_BYTES, Proof, ProofError, Statement, encode};
+use serde_json::{Value, json};
 
 use crate::cli::ModelArgs;
 use crate::failure::usage;
@@ -21,6 +22,13 @@ pub struct Written {
     pub bytes: usize,
     /// Who signed it.
     pub signer: Option<PeerId>,
+}
+
+impl Written {
+    /// For scripts.
+    pub fn report(&self) -> Value {
+        json!({"file": self.file, "bytes": self.bytes, "signer": self.signer})
+    }
 }
 
 impl fmt::Display for Written {

@@ -154,6 +154,7 @@ fn a_proof_holds_on_machines_with_other_instructions() {
     let rows = report["rows"].as_array().unwrap();
     let honest = |row: &&Value| row["honest"] == true;
     assert!(rows.iter().filter(honest).count() >= 9 && rows.len() >= 18, "{report}");
+    assert!(report["evaluations"].as_array().unwrap().len() >= 20, "{report}");
     // The other way around: written by this machine as it is, checked by one that is kept to old instructions.
     prove(home, &["--dir", "peer"]);
     let mut checked = command(home, &["audit", "answer.proof", "--dir", "peer", "--device", "cpu"]);
@@ -192,4 +193,121 @@ fn what_is_no_proof_is_refused_in_words() {
         &["at most 257 tokens", "27 tokens"],
     );
     assert!(!home.join("p").exists());
+}
+
+/// Twelve questions about the training text.
+fn questions(home: &Path) {
+    let line = |i: usize| {
+        format!(
+            "{{\"question\": \"line {i}: the quick\", \"choices\": [\"brown fox\", \"green cat {i}\", \"QZ\"], \"answer\": {}}}\n",
+            i % 3
+        )
+    };
+    fs::write(home.join("tasks.jsonl"), (0..12).map(line).collect::<String>()).unwrap();
+}
+
+#[test]
+fn a_result_is_proven_and_every_lie_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    tiny_run(home);
+    train(home, "2");
+    questions(home);
+    let run = |args: &[&str]| {
+        let output = murmur(home, &[args, &["--device", "cpu", "--json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        json(&output)
+    };
+    let prove = |args: &[&str]| run(&[&["eval", "--dir", "peer", "--prove", "answer.proof"], args].concat());
+
+    // Questions: the same result as without a proof, signed, compared with the file.
+    let plain = run(&["eval", "--dir", "peer", "--tasks", "tasks.jsonl"]);
+    let proven = prove(&["--tasks", "tasks.jsonl"]);
+    assert_eq!(
+        (&plain["accuracy"], &plain["accuracy_norm"]),
+        (&proven["accuracy"], &proven["accuracy_norm"])
+    );
+    let (code, found) = audit(
+        home,
+        &[
+            "--dir",
+            "peer",
+            "--tasks",
+            "tasks.jsonl",
+            "--sample",
+            "5",
+            "--seed",
+            "x",
+        ],
+    );
+    assert_eq!(
+        (code, &found["holds"], &found["inputs_compared"]),
+        (Some(0), &Value::from(true), &Value::from(true)),
+        "{found}"
+    );
+    assert_eq!(
+        (found["checked"].as_array().unwrap().len(), &found["added_up"]),
+        (5, &Value::from(true))
+    );
+    assert_eq!(
+        (&found["root"], &found["signer"]),
+        (&proven["root"], &proven["proof"]["signer"])
+    );
+    fs::write(
+        home.join("other.jsonl"),
+        fs::read_to_string(home.join("tasks.jsonl")).unwrap() + "\n",
+    )
+    .unwrap();
+    refused(
+        home,
+        &["audit", "answer.proof", "--dir", "peer", "--tasks", "other.jsonl"],
+        2,
+        &["another file", "expected the hash"],
+    );
+
+    // Held-out text: compared with the run's own data.
+    let plain = run(&["eval", "--dir", "peer", "--sequences", "9"]);
+    let proven = prove(&["--sequences", "9"]);
+    let difference = plain["loss"].as_f64().unwrap() - proven["loss"].as_f64().unwrap();
+    assert!(difference.abs() < 1e-4, "{plain} {proven}");
+    let (code, found) = audit(home, &["--dir", "peer"]);
+    assert_eq!(
+        (code, &found["inputs_compared"], &found["items"]),
+        (Some(0), &Value::from(true), &Value::from(9)),
+        "{found}"
+    );
+
+    // A part of it, opened; and a single text.
+    let whole = proven["proof"]["bytes"].as_u64().unwrap();
+    let opened = prove(&["--sequences", "9", "--open", "2"]);
+    assert!(opened["proof"]["bytes"].as_u64().unwrap() < whole, "{opened}");
+    let (code, found) = audit(home, &["--dir", "peer"]);
+    assert_eq!(
+        (code, &found["added_up"], &found["in_file"]),
+        (Some(0), &Value::from(false), &Value::from(2)),
+        "{found}"
+    );
+    assert!(found["why"].as_str().unwrap().contains("signer's word"));
+    prove(&[TEXT]);
+    assert_eq!(audit(home, &["--dir", "peer"]).0, Some(0));
+
+    // The model as a folder signs nothing, so its file can be changed; it is held against the model.
+    assert!(murmur(home, &["export", "--dir", "peer", "out"]).status.success());
+    run(&[
+        "eval",
+        "--model",
+        "out",
+        "--tasks",
+        "tasks.jsonl",
+        "--prove",
+        "answer.proof",
+    ]);
+    assert_eq!(audit(home, &["--model", "out"]).0, Some(0));
+    let mut bytes = fs::read(home.join("answer.proof")).unwrap();
+    // More right answers than there are: head, model, kind.
+    bytes[12 + 97 + 1] = 12;
+    fs::write(home.join("answer.proof"), &bytes).unwrap();
+    let (code, found) = audit(home, &["--model", "out"]);
+    assert_eq!(code, Some(1));
+    assert!(found["why"].as_str().unwrap().contains("add up to"), "{found}");
 }

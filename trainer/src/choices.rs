@@ -6,6 +6,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::config::Precision;
 use crate::eval::EvalError;
 use crate::local::token_tensor;
 use crate::model::Model;
@@ -32,28 +33,43 @@ pub struct Scored {
     pub chosen_a_byte: usize,
 }
 
+impl Scored {
+    /// What follows from the log probability of each choice of `item`.
+    pub fn new(log_likelihoods: Vec<f64>, item: &Item) -> Self {
+        let a_byte: Vec<f64> = log_likelihoods
+            .iter()
+            .zip(&item.choices)
+            .map(|(score, (_, bytes))| score / (*bytes).max(1) as f64)
+            .collect();
+        Self {
+            chosen: highest(&log_likelihoods),
+            chosen_a_byte: highest(&a_byte),
+            log_likelihoods,
+        }
+    }
+}
+
 /// Scores every choice of an item with the parameters that the model holds. A question that is too long for the model loses its beginning, as
 /// in the harness.
 ///
 /// # Errors
 /// Tokens out of the vocabulary, or a choice that does not fit the model by itself.
 pub fn score(model: &Model, item: &Item) -> Result<Scored, EvalError> {
+    score_in(model, item, Precision::Fp32)
+}
+
+/// The same in any precision.
+///
+/// # Errors
+/// As there.
+pub fn score_in(model: &Model, item: &Item, precision: Precision) -> Result<Scored, EvalError> {
     let log_likelihoods = item
         .choices
         .iter()
         .enumerate()
-        .map(|(index, (choice, _))| log_likelihood(model, &item.question, choice, index))
+        .map(|(index, (choice, _))| log_likelihood(model, (&item.question, choice), index, precision))
         .collect::<Result<Vec<_>, _>>()?;
-    let a_byte: Vec<f64> = log_likelihoods
-        .iter()
-        .zip(&item.choices)
-        .map(|(score, (_, bytes))| score / (*bytes).max(1) as f64)
-        .collect();
-    Ok(Scored {
-        chosen: highest(&log_likelihoods),
-        chosen_a_byte: highest(&a_byte),
-        log_likelihoods,
-    })
+    Ok(Scored::new(log_likelihoods, item))
 }
 
 /// The first of the highest; what is not a number is never it, unless all are.
@@ -69,7 +85,12 @@ fn highest(scores: &[f64]) -> usize {
 }
 
 /// `log p(choice | question)`, in nats.
-fn log_likelihood(model: &Model, question: &[u32], choice: &[u32], index: usize) -> Result<f64, EvalError> {
+fn log_likelihood(
+    model: &Model,
+    (question, choice): (&[u32], &[u32]),
+    index: usize,
+    precision: Precision,
+) -> Result<f64, EvalError> {
     let (context, vocab_size) = (model.config().max_seq_len, model.config().vocab_size);
     if question.is_empty() || choice.is_empty() || choice.len() > context {
         return Err(EvalError::Length {
@@ -98,9 +119,10 @@ fn log_likelihood(model: &Model, question: &[u32], choice: &[u32], index: usize)
     let targets: Vec<i64> = choice.iter().map(|&token| i64::from(token)).collect();
     let targets = Tensor::from_slice(&targets).to_device(model.device()).unsqueeze(1); // [choice, 1]
     let sum = tch::no_grad(|| {
-        let logits = model.logits(&input).select(0, 0); // [read, vocab]
-        let places = logits.narrow(0, (read - choice.len()) as i64, choice.len() as i64);
+        let (x, head) = model.before_head(&input, precision.kind()); // [read, dim], [vocab, dim]
+        let places = x.narrow(0, (read - choice.len()) as i64, choice.len() as i64);
         places
+            .matmul(&head.tr())
             .log_softmax(-1, Kind::Float)
             .gather(1, &targets, false)
             .sum(Kind::Double)

@@ -1,7 +1,8 @@
 //! Held-out loss of the agreed model.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use crate::config::Precision;
 use crate::local::token_tensor;
 use crate::model::{Model, ModelError, host};
 
@@ -57,6 +58,29 @@ pub fn validation_loss(model: &mut Model, theta: &[f32], sequences: &[Vec<u32>])
         })
         .sum();
     Ok(sum / sequences.len() as f64)
+}
+
+/// The log probability, in nats, that the parameters held by `model` give to all tokens but the first of each of `sequences`, which are of one
+/// length.
+///
+/// # Errors
+/// See [`EvalError`]. What comes out may be no number when the parameters are none.
+pub fn log_likelihoods(model: &Model, sequences: &[Vec<u32>], precision: Precision) -> Result<Vec<f64>, EvalError> {
+    check(model, sequences)?;
+    let columns = sequences[0].len();
+    let of_batch = |batch: &[Vec<u32>]| {
+        let tokens = token_tensor(batch, columns, model.device()); // [batch, columns]
+        let (rows, seq) = (batch.len() as i64, columns as i64 - 1);
+        let (x, head) = model.before_head(&tokens.narrow(1, 0, seq), precision.kind());
+        let logits = x.matmul(&head.tr()).view([rows, seq, -1]); // [batch, seq, vocab]
+        let targets = tokens.narrow(1, 1, seq).unsqueeze(2); // [batch, seq, 1]
+        let chosen = logits.log_softmax(-1, Kind::Float).gather(2, &targets, false);
+        let sums = chosen.sum_dim_intlist([1_i64, 2].as_slice(), false, Kind::Double);
+        let each = |row| sums.double_value(&[row]);
+        (0..rows).map(each).collect::<Vec<f64>>()
+    };
+    let batches = sequences.chunks((BATCH_TOKENS / columns).max(1));
+    Ok(tch::no_grad(|| batches.flat_map(of_batch).collect()))
 }
 
 /// What a model makes of one sequence.
@@ -186,6 +210,23 @@ mod tests {
         assert_eq!(read(&mut model, &theta, &tokens[..1]).unwrap().loss, None);
         let told = read(&mut model, &theta, &[]).unwrap_err().to_string();
         assert_eq!(told, "sequence 0 has 0 tokens, expected 1 to 256");
+    }
+
+    #[test]
+    fn log_likelihoods_add_up_to_the_loss() {
+        let (model, theta) = {
+            let (mut model, theta) = model();
+            model.load_flat(&theta).unwrap();
+            (model, theta)
+        };
+        let sequences: Vec<Vec<u32>> = (0..40).map(|i| (0..129).map(|j| (i * j) % 256).collect()).collect();
+        let found = log_likelihoods(&model, &sequences, Precision::Fp32).unwrap();
+        let mut again = self::model().0;
+        let loss = validation_loss(&mut again, &theta, &sequences).unwrap();
+        assert!((found.iter().sum::<f64>() / (40.0 * 128.0) + loss).abs() < 1e-5);
+        let one = log_likelihoods(&model, &sequences[7..8], Precision::Fp32).unwrap();
+        assert!((one[0] - found[7]).abs() < 1e-3);
+        assert!(log_likelihoods(&model, &[vec![1, 256]], Precision::Fp32).is_err());
     }
 
     #[test]

@@ -156,7 +156,7 @@ fn other_prompts(model: &Model, prompt: &[u32]) -> Vec<(&'static str, Vec<u32>)>
 }
 
 /// Every row of every matrix with one scale and 8 bits a value, as quantised models have it; norms and biases as they are.
-fn rounded_to_8_bits(model: &Model, theta: &[f32]) -> Vec<f32> {
+pub(crate) fn rounded_to_8_bits(model: &Model, theta: &[f32]) -> Vec<f32> {
     let mut rounded = theta.to_vec();
     for entry in &model.layout().entries {
         if let [_, columns] = entry.shape[..] {

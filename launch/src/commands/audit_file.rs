@@ -3,16 +3,19 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use gradient_verify::evaluation::{Evaluation, Input, Kind, Tolerance, Total};
 use gradient_verify::inference::{Bounds, Inference};
 use gradient_verify::proof::{Identity, Proof, Statement};
 use serde_json::{Value, json};
 use trainer::model::Model;
 
-use super::print_json;
+use super::{eval, print_json, tasks};
 use crate::cli::AuditArgs;
 use crate::device::device;
 use crate::failure::usage;
+use crate::held_out::held_out_sequences;
 use crate::loaded::Loaded;
+use crate::peer_dir::PeerDir;
 use crate::proofs;
 use crate::vocabulary::Vocabulary;
 
@@ -45,6 +48,7 @@ pub fn run(file: &Path, args: &AuditArgs) -> Result<()> {
     }
     let outcome = match &proof.statement {
         Statement::Inference(inference) => of_inference(args, inference, loaded)?,
+        Statement::Evaluation(evaluation) => of_evaluation(args, evaluation, loaded)?,
     };
     tell(args, &proof, &outcome)?;
     if outcome.holds {
@@ -151,6 +155,92 @@ fn of_inference(args: &AuditArgs, inference: &Inference, loaded: Loaded) -> Resu
         lines,
         report,
     })
+}
+
+fn of_evaluation(args: &AuditArgs, evaluation: &Evaluation, loaded: Loaded) -> Result<Outcome> {
+    let there = evaluation.items();
+    let known = inputs(args, evaluation, &loaded)?;
+    let seed = match &args.seed {
+        Some(words) => words.clone(),
+        None => format!("{:016x}", rand::random::<u64>()),
+    };
+    let loaded = loaded.for_tokens(there.iter().map(|(_, item)| item.input.tokens()).max().unwrap_or(0));
+    let mut model = Model::new(&loaded.config, device(Some(&args.device))?)?;
+    model.load_flat(&loaded.theta)?;
+    let tolerance = Tolerance::default();
+    let found = evaluation.check(
+        &model,
+        args.sample as usize,
+        seed.as_bytes(),
+        known.as_deref(),
+        &tolerance,
+    );
+    let (what, total) = match evaluation.total {
+        Total::Loss(loss) => ("texts", json!({"loss": loss})),
+        Total::Right(right, a_byte) => ("questions", json!({"right": right, "right_a_byte": a_byte})),
+    };
+    let compared = match found.inputs_compared {
+        true => "the inputs that are there were compared with those of the source",
+        false => "the inputs were taken as they are: their source is not known here",
+    };
+    let lines = vec![
+        format!(
+            "claims {} on {} {what}, {} of them in the file",
+            evaluation.total,
+            evaluation.count,
+            there.len()
+        ),
+        compared.to_owned(),
+        format!(
+            "{} computed again; which ones: --seed {seed} --sample {}",
+            found.checked.len(),
+            args.sample
+        ),
+        format!(
+            "their log likelihoods differ by {:.1e} at most ({:.0e} allowed) and {:.1e} on average ({:.0e} allowed), over the square root of the tokens",
+            found.largest, tolerance.one, found.mean, tolerance.mean
+        ),
+    ];
+    let report = json!({
+        "kind": "evaluation", "total": total, "items": evaluation.count, "in_file": there.len(), "root": evaluation.root,
+        "source": evaluation.source, "seed": seed, "checked": found.checked, "largest": found.largest, "mean": found.mean,
+        "added_up": found.added_up, "inputs_compared": found.inputs_compared,
+        "tolerance": {"one": tolerance.one, "mean": tolerance.mean},
+    });
+    Ok(Outcome {
+        holds: found.holds(),
+        why: found.explain(evaluation.count),
+        lines,
+        report,
+    })
+}
+
+/// The inputs that an evaluation should have: of the file of questions that was named, or of the held-out text of the directory that was named, if
+/// it is that run's.
+///
+/// # Errors
+/// Another file of questions than the proof's (exit code 2).
+fn inputs(args: &AuditArgs, evaluation: &Evaluation, loaded: &Loaded) -> Result<Option<Vec<Input>>> {
+    if let Some(file) = &args.tasks {
+        let (expected, found) = (evaluation.source, tasks::hash_of(file)?);
+        if expected != found {
+            return Err(usage(format!(
+                "--tasks {}: the proof was made with another file: expected the hash {expected}, found {found}",
+                file.display()
+            )));
+        }
+        let items = tasks::read(file, &loaded.vocabulary)?;
+        return Ok(Some(items.into_iter().map(Input::Question).collect()));
+    }
+    if args.source.model.is_some() || evaluation.kind() != Kind::Loss {
+        return Ok(None);
+    }
+    let (root, data) = eval::data_of(&PeerDir::find(args.source.dir.dir.as_deref())?)?;
+    if root != evaluation.source {
+        return Ok(None);
+    }
+    let texts = held_out_sequences(&data, evaluation.count as u64);
+    Ok(Some(texts.into_iter().map(Input::Text).collect()))
 }
 
 /// The beginning of a text, quoted, or of its ids.

@@ -1,4 +1,4 @@
-//! `murmur bench proofs`: how far honest machines and cheats are from a proof of an inference, with a model of your own.
+//! `murmur bench proofs`: how far honest machines and cheats are from a proof of an inference and of an evaluation, with a model of your own.
 //!
 //! Besides what [`gradient_verify::inference::measure`] does in this process, the text is written by processes of its own that are kept to older
 //! instructions, which is honest other hardware on one machine.
@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use gradient_verify::evaluation::measure::inputs_of;
+use gradient_verify::evaluation::{self, Tolerance};
 use gradient_verify::inference::measure::{Case, Subject, measure};
 use gradient_verify::inference::{Bounds, Inference};
 use gradient_verify::proof::Statement;
@@ -60,19 +62,30 @@ pub fn run(args: &BenchProofsArgs) -> Result<()> {
     let bounds = Bounds::default();
     let mut cases = measure(&mut model, &subject, &bounds).map_err(usage)?;
     model.load_flat(&loaded.theta)?;
+    let mut text = Vec::new();
     for capability in CAPABILITIES {
         let proof = elsewhere(args, capability)?;
         let report = proof.check(&model, &bounds)?;
-        cases.push(Case::new(
-            format!("honest: instructions of {capability:?} only"),
-            true,
-            &report,
-        ));
+        let [aten, ..] = capability;
+        cases.push(Case::new(format!("honest: kernels up to {aten}"), true, &report));
+        text = [&proof.prompt[..], &proof.answer[..]].concat();
     }
-    tell(args, &bounds, &cases)?;
-    match cases.iter().filter(|case| !case.right()).count() {
+    let mut evaluations = Vec::new();
+    for (what, questions) in [("texts", false), ("questions", true)] {
+        let inputs = inputs_of(&text, questions);
+        let tolerance = Tolerance::default();
+        let found = evaluation::measure::measure(&mut model, &loaded.theta, &inputs, &others, threads, &tolerance);
+        evaluations.extend(found.map_err(usage)?.into_iter().map(|case| (what, case)));
+    }
+    tell(args, &bounds, &cases, &evaluations)?;
+    let wrong = cases.iter().filter(|case| !case.right()).count();
+    let wrong = wrong + evaluations.iter().filter(|(_, case)| !case.right()).count();
+    match wrong {
         0 => Ok(()),
-        wrong => bail!("{wrong} of {} cases were judged wrongly", cases.len()),
+        wrong => bail!(
+            "{wrong} of {} cases were judged wrongly",
+            cases.len() + evaluations.len()
+        ),
     }
 }
 
@@ -154,10 +167,16 @@ fn elsewhere(args: &BenchProofsArgs, [aten, mkl, onednn]: [&str; 3]) -> Result<I
 fn inference(file: &Path) -> Result<Inference> {
     match proofs::read(file)?.statement {
         Statement::Inference(inference) => Ok(inference),
+        Statement::Evaluation(_) => bail!("`generate` wrote another proof than that of an inference"),
     }
 }
 
-fn tell(args: &BenchProofsArgs, bounds: &Bounds, cases: &[Case]) -> Result<()> {
+fn tell(
+    args: &BenchProofsArgs,
+    bounds: &Bounds,
+    cases: &[Case],
+    evaluations: &[(&str, evaluation::measure::Case)],
+) -> Result<()> {
     if args.json {
         let row = |case: &Case| {
             json!({
@@ -168,9 +187,16 @@ fn tell(args: &BenchProofsArgs, bounds: &Bounds, cases: &[Case]) -> Result<()> {
             })
         };
         let rows: Vec<_> = cases.iter().map(row).collect();
-        let ok = cases.iter().all(Case::right);
+        let evaluation = |(what, case): &(&str, evaluation::measure::Case)| {
+            json!({
+                "of": what, "case": case.name, "honest": case.honest, "holds": case.holds, "largest": case.largest, "mean": case.mean,
+                "why": case.why,
+            })
+        };
+        let evaluations_ok = evaluations.iter().all(|(_, case)| case.right());
+        let ok = cases.iter().all(Case::right) && evaluations_ok;
         return print_json(&json!({
-            "ok": ok, "rows": rows,
+            "ok": ok, "rows": rows, "evaluations": evaluations.iter().map(evaluation).collect::<Vec<_>>(),
             "bounds": {"exponents": bounds.exponents, "mean": bounds.mean, "median": bounds.median, "overall": bounds.overall, "slack": bounds.slack},
         }));
     }
@@ -201,5 +227,21 @@ fn tell(args: &BenchProofsArgs, bounds: &Bounds, cases: &[Case]) -> Result<()> {
         bounds.overall,
         bounds.slack
     );
+    println!(
+        "\n{:<78} {:>9} {:>9}",
+        "likelihoods, by the square root of their tokens:", "largest", "mean"
+    );
+    for (what, case) in evaluations {
+        println!(
+            "{:<78} {:>9.1e} {:>9.1e}  {}{}",
+            format!("{what}: {}", case.name),
+            case.largest,
+            case.mean,
+            if case.holds { "holds" } else { "refused" },
+            if case.right() { "" } else { "  WRONG" }
+        );
+    }
+    let tolerance = Tolerance::default();
+    println!("allowed: {:.0e}, mean {:.0e}", tolerance.one, tolerance.mean);
     Ok(())
 }

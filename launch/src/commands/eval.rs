@@ -1,8 +1,14 @@
 //! `murmur eval`: how well a model reads, and what it expects next.
 
-use anyhow::{Context, Result};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use coordinatorless::types::Hash;
 use datasets::Dataset;
+use gradient_verify::evaluation::{Evaluation, Input, Item, Total};
+use gradient_verify::proof::Statement;
 use serde_json::{Value, json};
+use trainer::config::Precision;
 use trainer::eval::{Reading, read};
 use trainer::model::Model;
 
@@ -11,9 +17,10 @@ use super::{print_json, tasks};
 use crate::cli::EvalArgs;
 use crate::device::device;
 use crate::failure::usage;
-use crate::held_out::{HeldOut, bits_per_byte};
+use crate::held_out::{HeldOut, bits_per_byte, held_out_sequences};
 use crate::loaded::Loaded;
 use crate::peer_dir::PeerDir;
+use crate::proofs::{self, Written};
 use crate::vocabulary::Vocabulary;
 
 /// Reads what was given, or the run's held-out data.
@@ -21,23 +28,102 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if let Some(file) = &args.tasks {
         return tasks::run(args, file);
     }
+    if let Some(file) = &args.prove {
+        return prove_loss(args, file);
+    }
     match &args.text {
         None if args.ids.is_empty() => held_out(args),
         text => on_tokens(args, text.as_deref()),
     }
 }
 
+/// Loss on a text, on ids or on held-out data, and a proof of it.
+fn prove_loss(args: &EvalArgs, file: &Path) -> Result<()> {
+    let loaded = Loaded::open(&args.source)?;
+    let (source, texts) = match &args.text {
+        None if args.ids.is_empty() => held_out_texts(args)?,
+        text => (
+            Hash::default(),
+            vec![tokens_of(&loaded.vocabulary, text.as_deref(), &args.ids)?],
+        ),
+    };
+    let (evaluation, written) = prove(args, file, loaded, source, texts.into_iter().map(Input::Text).collect())?;
+    if args.json {
+        let Total::Loss(loss) = evaluation.total else {
+            unreachable!("texts add up to a loss")
+        };
+        return print_json(&json!({
+            "loss": loss, "perplexity": loss.exp(), "sequences": evaluation.count, "root": evaluation.root, "proof": written.report(),
+        }));
+    }
+    let texts = if evaluation.count == 1 { "text" } else { "texts" };
+    println!("{} on {} {texts}", evaluation.total, evaluation.count);
+    eprintln!("{written}");
+    Ok(())
+}
+
+/// The held-out sequences of a peer's directory that are read, and the root of its data.
+fn held_out_texts(args: &EvalArgs) -> Result<(Hash, Vec<Vec<u32>>)> {
+    let dir = held_out_dir(args)?;
+    let (root, data) = data_of(&dir)?;
+    let all = data.held_out_sequences().max(1);
+    Ok((root, held_out_sequences(&data, args.sequences.clamp(1, all))))
+}
+
+/// A peer's data by its root.
+///
+/// # Errors
+/// Damaged.
+pub fn data_of(dir: &PeerDir) -> Result<(Hash, Dataset)> {
+    let root = dir.run_config()?.data.manifest;
+    let data = Dataset::open(&dir.data(), &root.0).context("the run's data in this directory cannot be used")?;
+    Ok((root, data))
+}
+
+/// Evaluates `inputs` and writes the proof.
+///
+/// # Errors
+/// Inputs that the model does not read (exit code 2), or likelihoods that are no numbers.
+pub fn prove(
+    args: &EvalArgs,
+    file: &Path,
+    loaded: Loaded,
+    source: Hash,
+    inputs: Vec<Input>,
+) -> Result<(Evaluation, Written)> {
+    let identity = loaded.identity();
+    let loaded = loaded.for_tokens(inputs.iter().map(Input::tokens).max().unwrap_or(0));
+    let mut model = Model::new(&loaded.config, device(Some(&args.device))?)?;
+    model.load_flat(&loaded.theta)?;
+    let scores = Input::all_scores(&model, &inputs, Precision::Fp32).map_err(usage)?;
+    if let Some(item) = scores
+        .iter()
+        .position(|scores| !scores.iter().all(|score| score.is_finite()))
+    {
+        bail!(
+            "the likelihood of item {} is not a finite number; the model's parameters are broken",
+            item + 1
+        );
+    }
+    let items = inputs.into_iter().zip(scores);
+    let evaluation = Evaluation::new(source, items.map(|(input, scores)| Item { input, scores }).collect());
+    let kept = match args.open {
+        Some(open) => evaluation.opened(open as usize),
+        None => evaluation,
+    };
+    let statement = Statement::Evaluation(kept);
+    let written = proofs::write(file, &identity, &statement, &args.source)?;
+    match statement {
+        Statement::Evaluation(evaluation) => Ok((evaluation, written)),
+        Statement::Inference(_) => unreachable!("an evaluation was made"),
+    }
+}
+
 /// Loss on the held-out data of a peer's directory.
 fn held_out(args: &EvalArgs) -> Result<()> {
-    if args.source.model.is_some() {
-        return Err(usage(
-            "eval --model: give a TEXT or --ids to read; only a peer's directory has held-out data",
-        ));
-    }
-    let dir = PeerDir::find(args.source.dir.dir.as_deref())?;
+    let dir = held_out_dir(args)?;
     let mut speaker = Speaker::open(&dir, Some(&args.device))?;
-    let data = Dataset::open(&dir.data(), &dir.run_config()?.data.manifest.0)
-        .context("the run's data in this directory cannot be used")?;
+    let (_, data) = data_of(&dir)?;
     let sequences = args.sequences.clamp(1, data.held_out_sequences().max(1));
     let HeldOut { loss, bits_per_byte } = speaker.held_out(&data, sequences)?;
     let round = speaker.stamp.map(|stamp| stamp.round);
@@ -51,6 +137,15 @@ fn held_out(args: &EvalArgs) -> Result<()> {
         loss.exp()
     );
     Ok(())
+}
+
+fn held_out_dir(args: &EvalArgs) -> Result<PeerDir> {
+    if args.source.model.is_some() {
+        return Err(usage(
+            "eval --model: give a TEXT or --ids to read; only a peer's directory has held-out data",
+        ));
+    }
+    PeerDir::find(args.source.dir.dir.as_deref())
 }
 
 fn on_tokens(args: &EvalArgs, text: Option<&str>) -> Result<()> {

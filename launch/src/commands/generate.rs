@@ -59,9 +59,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             "round": stamp.map(|stamp| stamp.round), "model_root": stamp.map(|stamp| stamp.model_root),
         });
         if let Some((written, fingerprints)) = &proof {
-            report["proof"] = json!({
-                "file": written.file, "bytes": written.bytes, "fingerprint_bytes": fingerprints, "signer": written.signer,
-            });
+            report["proof"] = written.report();
+            report["proof"]["fingerprint_bytes"] = json!(fingerprints);
         }
         return print_json(&report);
     }

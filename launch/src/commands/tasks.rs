@@ -8,12 +8,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use coordinatorless::types::Hash;
+use gradient_verify::evaluation::{Input, Total};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use trainer::choices::{Item, score};
 use trainer::model::Model;
 
-use super::print_json;
+use super::{eval, print_json};
 use crate::cli::EvalArgs;
 use crate::device::device;
 use crate::failure::usage;
@@ -37,6 +39,9 @@ struct Question {
 pub fn run(args: &EvalArgs, file: &Path) -> Result<()> {
     let loaded = Loaded::open(&args.source)?;
     let items = read(file, &loaded.vocabulary)?;
+    if let Some(proof) = &args.prove {
+        return prove(args, file, proof, loaded, items);
+    }
     let longest =
         |item: &Item| item.question.len() + item.choices.iter().map(|(choice, _)| choice.len()).max().unwrap_or(0);
     let loaded = loaded.for_tokens(items.iter().map(longest).max().unwrap_or(0));
@@ -50,29 +55,104 @@ pub fn run(args: &EvalArgs, file: &Path) -> Result<()> {
         right_a_byte += usize::from(scored.chosen_a_byte == item.answer);
         chance += 1.0 / item.choices.len() as f64;
     }
-    let count = items.len() as f64;
-    let share = |right: usize| right as f64 / count;
-    let error = |right: usize| (share(right) * (1.0 - share(right)) / count).sqrt();
+    let result = Answers {
+        questions: items.len(),
+        right,
+        right_a_byte,
+        chance,
+    };
     if args.json {
-        return print_json(&json!({
-            "questions": items.len(), "accuracy": share(right), "accuracy_error": error(right), "accuracy_norm": share(right_a_byte),
-            "accuracy_norm_error": error(right_a_byte), "chance": chance / count, "round": loaded.stamp.map(|stamp| stamp.round),
-        }));
+        return print_json(&result.report(loaded.stamp.map(|stamp| stamp.round)));
     }
-    println!(
-        "{} questions: {:.1}% right (± {:.1}), {:.1}% by likelihood a byte (± {:.1}); guessing gives {:.1}%",
-        items.len(),
-        100.0 * share(right),
-        100.0 * error(right),
-        100.0 * share(right_a_byte),
-        100.0 * error(right_a_byte),
-        100.0 * chance / count
-    );
+    println!("{result}");
     Ok(())
 }
 
+/// How many were answered rightly.
+struct Answers {
+    questions: usize,
+    right: usize,
+    right_a_byte: usize,
+    /// Right answers that guessing would give.
+    chance: f64,
+}
+
+impl Answers {
+    fn share(&self, right: usize) -> f64 {
+        right as f64 / self.questions as f64
+    }
+
+    /// The standard error of a share.
+    fn error(&self, right: usize) -> f64 {
+        (self.share(right) * (1.0 - self.share(right)) / self.questions as f64).sqrt()
+    }
+
+    fn report(&self, round: Option<u64>) -> Value {
+        json!({
+            "questions": self.questions, "accuracy": self.share(self.right), "accuracy_error": self.error(self.right),
+            "accuracy_norm": self.share(self.right_a_byte), "accuracy_norm_error": self.error(self.right_a_byte),
+            "chance": self.chance / self.questions as f64, "round": round,
+        })
+    }
+}
+
+impl std::fmt::Display for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} questions: {:.1}% right (± {:.1}), {:.1}% by likelihood a byte (± {:.1}); guessing gives {:.1}%",
+            self.questions,
+            100.0 * self.share(self.right),
+            100.0 * self.error(self.right),
+            100.0 * self.share(self.right_a_byte),
+            100.0 * self.error(self.right_a_byte),
+            100.0 * self.chance / self.questions as f64
+        )
+    }
+}
+
+/// Answers every question, and writes a proof of it.
+fn prove(args: &EvalArgs, file: &Path, proof: &Path, loaded: Loaded, items: Vec<Item>) -> Result<()> {
+    let chance = items.iter().map(|item| 1.0 / item.choices.len() as f64).sum();
+    let round = loaded.stamp.map(|stamp| stamp.round);
+    let inputs = items.into_iter().map(Input::Question).collect();
+    let (evaluation, written) = eval::prove(args, proof, loaded, hash_of(file)?, inputs)?;
+    let Total::Right(right, right_a_byte) = evaluation.total else {
+        unreachable!("questions add up to right answers")
+    };
+    let result = Answers {
+        questions: evaluation.count,
+        right: right as usize,
+        right_a_byte: right_a_byte as usize,
+        chance,
+    };
+    if args.json {
+        let mut report = result.report(round);
+        report["root"] = json!(evaluation.root);
+        report["proof"] = written.report();
+        return print_json(&report);
+    }
+    println!("{result}");
+    eprintln!("{written}");
+    Ok(())
+}
+
+/// What names a file of questions: the hash of its bytes.
+///
+/// # Errors
+/// It cannot be read (exit code 2).
+pub fn hash_of(file: &Path) -> Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let hashed = hasher.update_mmap(file);
+    hashed.map_err(|error| usage(format!("cannot read {}: {error}", file.display())))?;
+    Ok(Hash(*hasher.finalize().as_bytes()))
+}
+
 /// Reads the file and turns it into tokens.
-fn read(file: &Path, vocabulary: &Vocabulary) -> Result<Vec<Item>> {
+///
+/// # Errors
+/// A line that is no question (exit code 2).
+pub fn read(file: &Path, vocabulary: &Vocabulary) -> Result<Vec<Item>> {
     let opened = File::open(file)
         .with_context(|| format!("cannot open {}", file.display()))
         .map_err(usage_of)?;
