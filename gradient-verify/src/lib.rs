@@ -14,6 +14,7 @@
 //! 5. [`proof`]: the file of a proof: which model, who says so, strict bytes.
 //! 6. [`inference`]: this model wrote this text.
 //! 7. [`evaluation`]: this model finds these texts, or these answers, so likely.
+//! 8. [`flops`]: this peer did so many operations within this time.
 //!
 //! What an audit holds a member to is the whole chain from batches to bytes: the pseudo-gradient is the one that its batches give; what it sent
 //! and what it kept add up to accumulator plus pseudo-gradient; and what it sent is the selection of that sum. Two gaps remain, and
@@ -22,6 +23,7 @@
 
 pub mod accumulator_proof;
 pub mod evaluation;
+pub mod flops;
 pub mod inference;
 pub mod opening;
 pub mod proof;

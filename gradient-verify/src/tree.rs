@@ -18,7 +18,9 @@ use coordinatorless::types::Hash;
 
 /// The hash of a leaf.
 pub(crate) fn leaf(index: u32, bytes: &[u8]) -> Hash {
-    Hash::derive("murmur/v1/proof-leaf", &[&index.to_le_bytes()[..], bytes].concat())
+    let mut hasher = blake3::Hasher::new_derive_key("murmur/v1/proof-leaf");
+    hasher.update(&index.to_le_bytes()).update(bytes);
+    Hash(*hasher.finalize().as_bytes())
 }
 
 fn node(left: &Hash, right: &Hash) -> Hash {

@@ -431,9 +431,41 @@ pub enum BenchCommand {
         after_help = "Examples:\n  murmur bench proofs --dir ~/murmur \"To be, or not to be\"\n  murmur bench proofs --model ./SmolLM2-135M.gguf \"The capital of France is\" --max-tokens 64"
     )]
     Proofs(BenchProofsArgs),
+    /// Floating-point operations a second that this machine can prove: answers challenges, alone and for several ids at once, and verifies them.
+    #[command(after_help = "Example:\n  murmur bench flops --seconds 10 --json")]
+    Flops(BenchFlopsArgs),
     /// One peer of `bench exchange`.
     #[command(hide = true)]
     ExchangePeer(ExchangePeerArgs),
+}
+
+/// `murmur bench flops`.
+#[derive(Debug, Args)]
+pub struct BenchFlopsArgs {
+    /// About how long one challenge takes; there are two for each precision.
+    #[arg(long, default_value_t = 10.0, value_name = "N", value_parser = seconds)]
+    pub seconds: f64,
+    /// Ids that are answered for at once, after one alone.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16))]
+    pub ids: u8,
+    /// Threads to compute with [default: all cores].
+    #[arg(long, env = "MURMUR_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where to compute: cpu, cuda, cuda:N or auto.
+    #[arg(long, env = "MURMUR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Seconds of a challenge.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.1..=600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected 0.1 to 600 seconds".to_owned())
 }
 
 /// `murmur bench proofs`.

@@ -5,6 +5,7 @@ mod audit_round;
 mod bench;
 mod bench_algorithms;
 mod bench_exchange;
+mod bench_flops;
 mod bench_proofs;
 mod bench_rounds;
 pub mod data;

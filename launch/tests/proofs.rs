@@ -311,3 +311,49 @@ fn a_result_is_proven_and_every_lie_is_found() {
     assert_eq!(code, Some(1));
     assert!(found["why"].as_str().unwrap().contains("add up to"), "{found}");
 }
+
+#[test]
+fn a_machine_proves_its_speed_alone_and_for_two_ids() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let args = [
+        "bench",
+        "flops",
+        "--seconds",
+        "0.3",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--json",
+    ];
+    let output = murmur(home, &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&output);
+    let rows = report["rows"].as_array().unwrap();
+    // Each precision alone, then for two at once.
+    let ids: Vec<u64> = rows.iter().map(|row| row["ids"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [1, 2, 2, 1, 2, 2]);
+    for row in rows {
+        let number = |name: &str| row[name].as_f64().unwrap();
+        assert!(
+            (number("gflops") - number("flops") / number("seconds") / 1e9).abs() < 1e-6 * number("gflops"),
+            "{row}"
+        );
+        assert!(
+            (number("verify_share") - number("verify_secs") / number("seconds")).abs() < 1e-9,
+            "{row}"
+        );
+        assert!(
+            number("opening_bytes") > 64.0 * 4.0 * 512.0 && number("commitment_bytes") == 32.0,
+            "{row}"
+        );
+    }
+    assert!((report["missed_tenth"].as_f64().unwrap() - 0.9_f64.powi(64)).abs() < 1e-12);
+    refused(
+        home,
+        &["bench", "flops", "--seconds", "0"],
+        2,
+        &["seconds", "0.1 to 600"],
+    );
+}

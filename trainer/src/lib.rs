@@ -4,7 +4,7 @@
 //! Read in this order: [`config`], [`model`], [`optimizer`], [`schedule`], [`local`] (agreed model + batches -> pseudo-gradient), [`memory`]
 //! (what that takes), [`compress`] (pseudo-gradient -> bytes), [`aggregate`] (bytes of many -> one integer update), [`apply`],
 //! [`arms`] (the ways of training together, behind one trait), [`checkpoint`] (files of ours and of others), [`generate`], [`eval`],
-//! [`prefill`] (a whole text in one pass, for who checks one), [`choices`] (multiple choice), [`device`] (GPUs), [`replicas`] and [`collective`] (several devices of one peer), [`mod@bench`],
+//! [`prefill`] (a whole text in one pass, for who checks one), [`choices`] (multiple choice), [`products`] (chains of exact products, for proofs of speed), [`device`] (GPUs), [`replicas`] and [`collective`] (several devices of one peer), [`mod@bench`],
 //! [`bench_codec`], [`bench_algorithms`].
 
 pub mod aggregate;
@@ -28,5 +28,6 @@ pub mod memory;
 pub mod model;
 pub mod optimizer;
 pub mod prefill;
+pub mod products;
 pub mod replicas;
 pub mod schedule;

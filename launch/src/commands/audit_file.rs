@@ -191,11 +191,14 @@ fn of_evaluation(args: &AuditArgs, evaluation: &Evaluation, loaded: Loaded) -> R
             there.len()
         ),
         compared.to_owned(),
-        format!(
-            "{} computed again; which ones: --seed {seed} --sample {}",
-            found.checked.len(),
-            args.sample
-        ),
+        match found.added_up {
+            true => format!(
+                "{} computed again; which ones: --seed {seed} --sample {}",
+                found.checked.len(),
+                args.sample
+            ),
+            false => format!("{} computed again: those that the root drew", found.checked.len()),
+        },
         format!(
             "their log likelihoods differ by {:.1e} at most ({:.0e} allowed) and {:.1e} on average ({:.0e} allowed), over the square root of the tokens",
             found.largest, tolerance.one, found.mean, tolerance.mean

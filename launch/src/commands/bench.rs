@@ -27,6 +27,7 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Rounds(args) => super::bench_rounds::run(&args),
         BenchCommand::Algorithms(args) => super::bench_algorithms::run(&args),
         BenchCommand::Exchange(args) => super::bench_exchange::run(&args),
+        BenchCommand::Flops(args) => super::bench_flops::run(&args),
         BenchCommand::Proofs(args) => super::bench_proofs::run(&args),
         BenchCommand::ExchangePeer(args) => super::bench_exchange::peer(&args),
     }
