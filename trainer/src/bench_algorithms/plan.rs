@@ -279,13 +279,13 @@ impl Plan {
     #[must_use]
     pub fn preset(preset: Preset) -> Self {
         let series = match preset {
-            Preset::Short => vec![whole(setting("demo", 4, 24), &[2e-3, 4e-3], FEW_ATTACKS)],
+            Preset::Short => vec![whole(setting("demo", 4, 24), &[2e-3, 4e-3], (0.8, 3.0), FEW_ATTACKS)],
             Preset::Long => vec![
-                whole(setting("demo", 8, 60), &[1e-3, 2e-3, 4e-3], &Attack::ALL),
-                whole(setting("demo", 4, 60), &[1e-3, 2e-3, 4e-3], &Attack::ALL),
-                few(setting("1m", 4, 60), &[1e-3, 2e-3]),
-                few(setting("5m", 4, 60), &[1e-3, 2e-3]),
-                few(setting("16m", 4, 60), &[5e-4, 1e-3]),
+                whole(setting("demo", 8, 60), &[1e-3, 2e-3, 4e-3], (0.95, 2.0), &Attack::ALL),
+                whole(setting("demo", 4, 60), &[1e-3, 2e-3, 4e-3], (0.95, 2.0), &Attack::ALL),
+                few(setting("1m", 4, 60), &[1e-3, 2e-3], (0.95, 2.0)),
+                few(setting("5m", 4, 60), &[1e-3, 2e-3], (0.95, 2.0)),
+                few(setting("16m", 4, 60), &[5e-4, 1e-3], (0.95, 2.0)),
             ],
         };
         Self { series }
@@ -359,8 +359,16 @@ fn setting(model: &str, workers: usize, rounds: u64) -> Setting {
     }
 }
 
+/// The accumulator's decay and the outer rate of sparse arms. Few rounds want a shorter memory and a larger step (`trainer/README.md`).
+type Knobs = (f64, f64);
+
+/// The learning rates of sparse arms, as many as the others': where only the largest values of a step arrive, it wants to be about twice as long.
+fn doubled(lrs: &[f64]) -> Vec<f64> {
+    lrs.iter().map(|lr| lr * 2.0).collect()
+}
+
 /// Every arm, every trouble.
-fn whole(setting: Setting, lrs: &[f64], attacks: &[Attack]) -> Series {
+fn whole(setting: Setting, lrs: &[f64], knobs: Knobs, attacks: &[Attack]) -> Series {
     let (muon, adamw) = (OptimizerKind::Muon, OptimizerKind::AdamW);
     let arm = |name: &str, kind: Kind| Arm {
         name: name.to_owned(),
@@ -372,6 +380,10 @@ fn whole(setting: Setting, lrs: &[f64], attacks: &[Attack]) -> Series {
         lrs: lrs.iter().map(|lr| lr / 4.0).collect(),
         ..arm("demo k=32", Kind::Demo { k: 32 })
     };
+    let few_values = |name: &str, optimizer, carry, accumulator, k| Arm {
+        lrs: doubled(lrs),
+        ..arm(name, sparse(optimizer, carry, accumulator, k, knobs))
+    };
     let arms = vec![
         arm("ddp Muon", Kind::Ddp { optimizer: muon }),
         arm("ddp AdamW", Kind::Ddp { optimizer: adamw }),
@@ -379,12 +391,12 @@ fn whole(setting: Setting, lrs: &[f64], attacks: &[Attack]) -> Series {
         arm("diloco AdamW int8", diloco(adamw, true)),
         arm("diloco Muon fp32", diloco(muon, false)),
         demo,
-        arm(PLAIN, sparse(muon, false, true, 64)),
-        arm("sparse Muon reset k=256", sparse(muon, false, true, 256)),
-        arm("sparse Muon carry k=64", sparse(muon, true, true, 64)),
-        arm("sparse AdamW carry k=64", sparse(adamw, true, true, 64)),
-        arm("sparse AdamW reset k=64", sparse(adamw, false, true, 64)),
-        arm("sparse Muon reset k=64, no accumulator", sparse(muon, false, false, 64)),
+        few_values(PLAIN, muon, false, true, 64),
+        few_values("sparse Muon reset k=256", muon, false, true, 256),
+        few_values("sparse Muon carry k=64", muon, true, true, 64),
+        few_values("sparse AdamW carry k=64", adamw, true, true, 64),
+        few_values("sparse AdamW reset k=64", adamw, false, true, 64),
+        few_values("sparse Muon reset k=64, no accumulator", muon, false, false, 64),
     ];
     Series {
         troubles: troubles(setting.workers, attacks),
@@ -394,19 +406,23 @@ fn whole(setting: Setting, lrs: &[f64], attacks: &[Attack]) -> Series {
 }
 
 /// The arms that tell how the distance to dense training changes with the model's size.
-fn few(setting: Setting, lrs: &[f64]) -> Series {
+fn few(setting: Setting, lrs: &[f64], knobs: Knobs) -> Series {
     let muon = OptimizerKind::Muon;
-    let arm = |name: &str, kind: Kind| Arm {
+    let arm = |name: &str, kind: Kind, lrs: Vec<f64>| Arm {
         name: name.to_owned(),
         kind,
-        lrs: lrs.to_vec(),
+        lrs,
     };
     Series {
         setting,
         arms: vec![
-            arm("ddp Muon", Kind::Ddp { optimizer: muon }),
-            arm(PLAIN, sparse(muon, false, true, 64)),
-            arm("sparse Muon reset k=256", sparse(muon, false, true, 256)),
+            arm("ddp Muon", Kind::Ddp { optimizer: muon }, lrs.to_vec()),
+            arm(PLAIN, sparse(muon, false, true, 64, knobs), doubled(lrs)),
+            arm(
+                "sparse Muon reset k=256",
+                sparse(muon, false, true, 256, knobs),
+                doubled(lrs),
+            ),
         ],
         troubles: Vec::new(),
     }
@@ -422,14 +438,14 @@ fn diloco(optimizer: OptimizerKind, int8: bool) -> Kind {
     Kind::Diloco { optimizer, int8 }
 }
 
-fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize) -> Kind {
+fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (beta, outer_rate): Knobs) -> Kind {
     Kind::Sparse {
         optimizer,
         carry,
         accumulator,
         k,
-        beta: 0.95,
-        outer_rate: 2.0,
+        beta,
+        outer_rate,
         outer_momentum: 0.0,
     }
 }
