@@ -123,7 +123,11 @@ pub struct ModelArgs {
 
 /// `murmur audit`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct AuditArgs {
+    /// Or something else about audits.
+    #[command(subcommand)]
+    pub what: Option<AuditCommand>,
     /// The proof.
     #[arg(required_unless_present = "round")]
     pub file: Option<PathBuf>,
@@ -156,6 +160,71 @@ pub struct AuditArgs {
     /// One JSON object on stdout.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `murmur audit …`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Measures how far apart honest and false rounds are on this machine, in every way that it can compute them, and where the bound should lie.
+    #[command(after_help = "Example:\n  murmur audit calibrate launch/runs/demo.toml --out calibration")]
+    Calibrate(CalibrateArgs),
+    /// One process of `calibrate`.
+    #[command(hide = true)]
+    Replica(ReplicaArgs),
+}
+
+/// `murmur audit calibrate`.
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// The run file.
+    pub run: PathBuf,
+    /// Change a value of the run file, such as model.dim=64.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Where profile and plot are written; must be new or empty.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Rounds trained in each way.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Steps of a round.
+    #[arg(long, default_value_t = 15, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=65_536))]
+    pub steps: u32,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur audit replica`.
+#[derive(Debug, Args)]
+pub struct ReplicaArgs {
+    /// A directory with the run's configuration and data.
+    #[arg(long)]
+    pub peer: PathBuf,
+    /// Where models are read and pseudo-gradients written.
+    #[arg(long)]
+    pub folder: PathBuf,
+    /// What this way is called.
+    #[arg(long)]
+    pub name: String,
+    /// fp32 or bf16.
+    #[arg(long)]
+    pub precision: String,
+    /// Rounds.
+    #[arg(long)]
+    pub rounds: u32,
+    /// Steps of a round.
+    #[arg(long)]
+    pub steps: u32,
+    /// Threads.
+    #[arg(long)]
+    pub threads: usize,
+    /// Sequences that go through the model at once.
+    #[arg(long)]
+    pub pieces: Option<usize>,
+    /// What is done otherwise.
+    #[arg(long)]
+    pub departure: Option<String>,
 }
 
 /// A report on a peer.

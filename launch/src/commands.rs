@@ -8,6 +8,8 @@ mod bench_exchange;
 mod bench_flops;
 mod bench_proofs;
 mod bench_rounds;
+mod calibrate;
+mod calibrate_replica;
 pub mod data;
 mod eval;
 mod export;
@@ -24,7 +26,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::cli::Command;
+use crate::cli::{AuditCommand, Command};
 use crate::failure::usage;
 
 /// Does what was asked.
@@ -43,9 +45,11 @@ pub fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(command),
         Command::Ledger(command) => ledger::run(&command),
-        Command::Audit(args) => match (&args.file, args.round, &args.member) {
-            (Some(file), ..) => audit_file::run(file, &args),
-            (None, Some(round), Some(member)) => audit_round::run(round, member, &args),
+        Command::Audit(args) => match (&args.what, &args.file, args.round, &args.member) {
+            (Some(AuditCommand::Calibrate(args)), ..) => calibrate::run(args),
+            (Some(AuditCommand::Replica(args)), ..) => calibrate_replica::run(args),
+            (None, Some(file), ..) => audit_file::run(file, &args),
+            (None, None, Some(round), Some(member)) => audit_round::run(round, member, &args),
             _ => Err(usage("name a proof, or a round and a member")),
         },
         Command::Relay(args) => relay::run(&args),

@@ -35,27 +35,37 @@ pub enum Axis {
     Rounds,
     /// Something else, by its name and by powers of ten; points at zero or below are left out.
     Logarithmic(&'static str),
+    /// The same, where shares of a whole run upwards instead of losses.
+    SharesOf(&'static str),
 }
 
 impl Axis {
     fn name(self) -> &'static str {
         match self {
             Self::Rounds => "round",
-            Self::Logarithmic(name) => name,
+            Self::Logarithmic(name) | Self::SharesOf(name) => name,
+        }
+    }
+
+    /// What runs upwards.
+    fn upwards(self) -> &'static str {
+        match self {
+            Self::Rounds | Self::Logarithmic(_) => "loss, nats per token",
+            Self::SharesOf(_) => "share of rounds at most this far apart",
         }
     }
 
     /// Where a value lies, and what a tick there says.
     fn place(self, value: f64) -> f64 {
         match self {
-            Self::Logarithmic(_) => value.log10(),
+            Self::Logarithmic(_) | Self::SharesOf(_) => value.log10(),
             Self::Rounds => value,
         }
     }
 
     fn tick(self, place: f64) -> String {
         match self {
-            Self::Logarithmic(_) => power(place),
+            Self::Logarithmic(_) | Self::SharesOf(_) => power(place),
             Self::Rounds => label(place),
         }
     }
@@ -175,7 +185,7 @@ impl Plot {
             Anchor::Middle,
             self.axis.name(),
         );
-        canvas.text(16.0, TOP - 14.0, 13.0, FAINT, Anchor::Start, "loss, nats per token");
+        canvas.text(16.0, TOP - 14.0, 13.0, FAINT, Anchor::Start, self.axis.upwards());
     }
 
     fn marks(&self, canvas: &mut Canvas, scale: &Scale) {
@@ -208,18 +218,15 @@ impl Plot {
 
     /// The names of many lines, one below the other, where losses that fall leave room: at the upper right.
     fn column(&self, canvas: &mut Canvas) {
+        // Losses fall to the right, shares rise: the other corner is free.
+        let right = match self.axis {
+            Axis::SharesOf(_) => LEFT + 170.0,
+            Axis::Rounds | Axis::Logarithmic(_) => WIDTH - RIGHT,
+        };
         for (i, series) in self.series.iter().enumerate() {
             let y = TOP + 8.0 + 17.0 * i as f64;
-            canvas.text(WIDTH - RIGHT - 40.0, y, 12.5, INK, Anchor::End, &series.name);
-            canvas.line(
-                WIDTH - RIGHT - 32.0,
-                y - 4.0,
-                WIDTH - RIGHT,
-                y - 4.0,
-                colour(i),
-                3.0,
-                dashes(i),
-            );
+            canvas.text(right - 40.0, y, 12.5, INK, Anchor::End, &series.name);
+            canvas.line(right - 32.0, y - 4.0, right, y - 4.0, colour(i), 3.0, dashes(i));
         }
     }
 }
@@ -267,7 +274,7 @@ impl Scale {
             x_range: (x0, x1),
             y_range,
             x_ticks: match axis {
-                Axis::Logarithmic(_) => log_ticks((x0, x1)),
+                Axis::Logarithmic(_) | Axis::SharesOf(_) => log_ticks((x0, x1)),
                 Axis::Rounds => ticks((x0, x1), 10),
             },
             y_ticks: ticks(y_range, 6),
@@ -324,6 +331,9 @@ fn log_ticks((low, high): (f64, f64)) -> Vec<f64> {
 /// The number with this logarithm, with k, M or G.
 fn power(place: f64) -> String {
     let value = 10f64.powf(place);
+    if value < 0.999e-3 {
+        return format!("{value:.0e}");
+    }
     let (value, unit) = match value {
         v if v >= 0.999e9 => (v / 1e9, "G"),
         v if v >= 0.999e6 => (v / 1e6, "M"),

