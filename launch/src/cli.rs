@@ -333,7 +333,7 @@ pub struct DemoArgs {
     /// Whom to kill a third of the way.
     #[arg(long, default_value = "random", value_enum)]
     pub kill: Kill,
-    /// Let one peer cheat: skip trains on half of its batches and claims all.
+    /// Let one peer cheat in every round, and see it caught.
     #[arg(long, value_enum, value_name = "KIND")]
     pub cheat: Option<Cheat>,
     /// The way of training together: few values every round, or all of them, or single gradients.
@@ -388,6 +388,22 @@ pub enum Kill {
 pub enum Cheat {
     /// Trains on every second batch and claims all.
     Skip,
+    /// Leaves the last step out.
+    Step,
+    /// Trains on other data.
+    Data,
+    /// Sends nothing.
+    Zero,
+    /// Sends noise.
+    Noise,
+    /// Sends what it found the round before.
+    Stale,
+    /// Sends 1.2 times what it found.
+    Scale,
+    /// Sends a thousand times what it found.
+    Blowup,
+    /// Sends the opposite of what it found.
+    Flip,
 }
 
 impl Cheat {
@@ -395,6 +411,14 @@ impl Cheat {
     pub fn name(self) -> &'static str {
         match self {
             Self::Skip => "skip",
+            Self::Step => "step",
+            Self::Data => "data",
+            Self::Zero => "zero",
+            Self::Noise => "noise",
+            Self::Stale => "stale",
+            Self::Scale => "scale",
+            Self::Blowup => "blowup",
+            Self::Flip => "flip",
         }
     }
 }

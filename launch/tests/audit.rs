@@ -26,6 +26,21 @@ const SMALL: [&str; 13] = [
     "storage.snapshot_rounds=64",
 ];
 
+/// A short demo in which one peer cheats in this way, and its report.
+fn cheated(home: &Path, kind: &str) -> Value {
+    common::text(home);
+    let mut args = vec![
+        "demo", "--json", "--peers", "4", "--rounds", "16", "--text", "text.txt", "--dir", "demo", "--kill", "none",
+        "--cheat", kind,
+    ];
+    for set in &SMALL {
+        args.extend(["--set", set]);
+    }
+    let output = murmur(home, &args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    json(&output)
+}
+
 fn audit(demo: &Path, dir: &str, round: &Value, member: &str) -> (Option<i32>, Value, String) {
     let round = round.to_string();
     let args = [
@@ -56,17 +71,7 @@ fn audit(demo: &Path, dir: &str, round: &Value, member: &str) -> (Option<i32>, V
 fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_by_its_member() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    common::text(home);
-    let mut args = vec![
-        "demo", "--json", "--peers", "4", "--rounds", "16", "--text", "text.txt", "--dir", "demo", "--kill", "none",
-        "--cheat", "skip",
-    ];
-    for set in &SMALL {
-        args.extend(["--set", set]);
-    }
-    let output = murmur(home, &args);
-    assert!(output.status.success(), "{}", stderr(&output));
-    let (report, demo) = (json(&output), home.join("demo"));
+    let (report, demo) = (cheated(home, "skip"), home.join("demo"));
     let caught = &report["caught"][0];
     let (cheat, round) = (caught["id"].as_str().unwrap(), &caught["round"]);
 
@@ -136,4 +141,35 @@ fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_b
         &["--member zz", "no member", &honest[..10]],
     );
     wrong(&["--round", "0", "--member", honest], &["0 is not in 1.."]);
+}
+
+/// The demo judges itself: the cheat is caught and keeps nothing, nobody honest is accused, and all hold the same model.
+#[track_caller]
+fn is_caught(kind: &str, least: f64) {
+    let home = tempfile::tempdir().unwrap();
+    let report = cheated(home.path(), kind);
+    let caught = &report["caught"][0];
+    println!("{kind}: {caught}");
+    assert_eq!(
+        (&caught["cheat"], &report["ok"]),
+        (&Value::from(kind), &Value::from(true)),
+        "{report}"
+    );
+    assert!(caught["rel_l2"].as_f64().unwrap() > least, "{report}");
+    assert_eq!(report["accused_honest"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn one_step_fewer_is_caught_in_a_swarm() {
+    is_caught("step", 0.02);
+}
+
+#[test]
+fn the_work_of_the_round_before_is_caught_in_a_swarm() {
+    is_caught("stale", 0.1);
+}
+
+#[test]
+fn a_thousand_times_the_work_is_caught_in_a_swarm() {
+    is_caught("blowup", 900.0);
 }
