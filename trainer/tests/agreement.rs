@@ -81,7 +81,7 @@ fn large_scales_everywhere_gain_a_liar_nothing() {
     // Every other chunk has values a hundred times smaller.
     let codec = SparseCodec::new(PARAMS, 4096, 64, 0.95).unwrap();
     let uneven = |values: &Vec<f32>| -> Vec<f32> {
-        let scale = |i: usize| if i / 4096 % 2 == 0 { 0.01 } else { 1e-4 };
+        let scale = |i: usize| if (i / 4096).is_multiple_of(2) { 0.01 } else { 1e-4 };
         values.iter().enumerate().map(|(i, value)| value * scale(i)).collect()
     };
     let mut vectors: Vec<Vec<f32>> = honest(4).iter().map(uneven).collect();
