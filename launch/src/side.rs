@@ -181,7 +181,7 @@ fn audit(
 /// A member's round again, with what it sent and what it opened.
 ///
 /// # Errors
-/// Those of [`replay`].
+/// Those of [`replay()`].
 pub fn replayed(
     kit: &Kit,
     model: &mut Model,
