@@ -391,3 +391,27 @@ fn a_signature_holds_for_one_kind_of_message_only() {
     assert!(signed.verify(Scheme::Ed25519).is_ok());
     assert!(signed.verify(Scheme::KeyedHash).is_err());
 }
+
+#[test]
+fn bytes_are_signed_in_a_domain_that_no_message_has() {
+    for scheme in [Scheme::Ed25519, Scheme::KeyedHash] {
+        let keys = keys(scheme);
+        let leave = keys.sign(&Body::Leave(Leave {
+            slot: Slot {
+                run: RunId([1; 32]),
+                branch: 0,
+                round: Round(3),
+                view: 1,
+            },
+        }));
+        let payload = leave.body.payload();
+        let signature = keys.sign_bytes("proof", &payload);
+        let verify = |name, bytes: &[u8], signature| verify_bytes(scheme, name, bytes, keys.id(), signature).is_ok();
+        assert!(verify("proof", &payload, signature));
+        assert!(!verify("other", &payload, signature) && !verify("proof", &payload[1..], signature));
+        // Neither passes for the other, even under the message's own name.
+        assert!(!verify("leave", &payload, leave.signature));
+        let forged = Signed { signature, ..leave };
+        assert!(forged.verify(scheme).is_err());
+    }
+}
