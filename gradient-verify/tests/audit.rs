@@ -160,6 +160,20 @@ impl Case {
     }
 
     fn replay_with(&self, batches: &mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>) -> Result<Replay, ReplayError> {
+        self.replay_opened(batches, None, [&self.before, &self.after])
+    }
+
+    /// The same by these leaves alone.
+    fn replay_leaves(&self, leaves: &[u64], before: &[u8], after: &[u8]) -> Result<Replay, ReplayError> {
+        self.replay_opened(&mut |step| Some(batch(step)), Some(leaves), [before, after])
+    }
+
+    fn replay_opened(
+        &self,
+        batches: &mut dyn FnMut(u32) -> Option<Vec<Vec<u32>>>,
+        leaves: Option<&[u64]>,
+        [before, after]: [&[u8]; 2],
+    ) -> Result<Replay, ReplayError> {
         set_threads(1);
         let shards: Vec<&[u8]> = self.shards.iter().map(Vec::as_slice).collect();
         replay(Audit {
@@ -170,26 +184,7 @@ impl Case {
             order: &self.order,
             batches,
             shards: &shards,
-            leaves: None,
-            accumulator_before: &self.before,
-            accumulator_after: &self.after,
-            accumulator_zero: Hash(compress::accumulator_zero_root(tiny().param_count())),
-        })
-    }
-
-    /// The same by these leaves alone.
-    fn replay_leaves(&self, leaves: &[u64], before: &[u8], after: &[u8]) -> Result<Replay, ReplayError> {
-        set_threads(1);
-        let shards: Vec<&[u8]> = self.shards.iter().map(Vec::as_slice).collect();
-        replay(Audit {
-            model: &mut Model::new(&tiny(), Device::Cpu).unwrap(),
-            training: &training(),
-            algorithm: &Rounds::new(self.codec.clone(), 2.0, 0.0).unwrap(),
-            theta: &self.theta,
-            order: &self.order,
-            batches: &mut |step| Some(batch(step)),
-            shards: &shards,
-            leaves: Some(leaves),
+            leaves,
             accumulator_before: before,
             accumulator_after: after,
             accumulator_zero: Hash(compress::accumulator_zero_root(tiny().param_count())),

@@ -6,17 +6,11 @@ mod common;
 
 use std::path::Path;
 
-use common::{events, json, murmur, refused, stderr};
+use common::{SMALL, events, json, murmur, refused, stderr};
 use serde_json::Value;
 
-/// A model and rounds so small that a dispute takes seconds, every contribution audited, everything kept from the genesis on.
-const SMALL: [&str; 13] = [
-    "model.dim=64",
-    "model.layers=2",
-    "model.heads=2",
-    "model.ffn=128",
-    "training.seq_len=64",
-    "training.batch_sequences=8",
+/// Rounds so short that a dispute takes seconds, every contribution audited, everything kept from the genesis on.
+const DISPUTED: [&str; 7] = [
     "training.max_inner_steps=20",
     "timing.train_secs=3.0",
     "timing.collect_secs=4.0",
@@ -33,7 +27,7 @@ fn cheated(home: &Path, kind: &str) -> Value {
         "demo", "--json", "--peers", "4", "--rounds", "16", "--text", "text.txt", "--dir", "demo", "--kill", "none",
         "--cheat", kind,
     ];
-    for set in &SMALL {
+    for set in SMALL.iter().chain(&DISPUTED) {
         args.extend(["--set", set]);
     }
     let output = murmur(home, &args);

@@ -99,15 +99,7 @@ pub struct Reading {
 /// # Errors
 /// See [`EvalError`].
 pub fn read(model: &mut Model, theta: &[f32], tokens: &[u32]) -> Result<Reading, EvalError> {
-    let most = model.config().max_seq_len;
-    if !(1..=most).contains(&tokens.len()) {
-        return Err(EvalError::Length {
-            index: 0,
-            expected: format!("1 to {most}"),
-            found: tokens.len(),
-        });
-    }
-    check_tokens(model, 0, tokens)?;
+    check_text(model, tokens)?;
     model.load_flat(theta)?;
     let input = token_tensor(&[tokens.to_vec()], tokens.len(), model.device());
     let scores = tch::no_grad(|| model.logits(&input)).contiguous(); // [1, tokens, vocab]
@@ -119,6 +111,19 @@ pub fn read(model: &mut Model, theta: &[f32], tokens: &[u32]) -> Result<Reading,
         next: logits.last().cloned().unwrap_or_default(),
         logits,
     })
+}
+
+/// Refuses a text that the model cannot read at once.
+pub(crate) fn check_text(model: &Model, tokens: &[u32]) -> Result<(), EvalError> {
+    let most = model.config().max_seq_len;
+    if !(1..=most).contains(&tokens.len()) {
+        return Err(EvalError::Length {
+            index: 0,
+            expected: format!("1 to {most}"),
+            found: tokens.len(),
+        });
+    }
+    check_tokens(model, 0, tokens)
 }
 
 /// `-ln` of the probability that `scores` give to `token`.

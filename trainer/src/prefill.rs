@@ -7,7 +7,7 @@ use std::ops::Range;
 use tch::Tensor;
 
 use crate::config::Precision;
-use crate::eval::{EvalError, check_tokens};
+use crate::eval::{EvalError, check_text};
 use crate::local::token_tensor;
 use crate::model::{Model, host};
 
@@ -25,15 +25,7 @@ pub struct Prefill {
 /// # Errors
 /// See [`EvalError`].
 pub fn prefill(model: &Model, tokens: &[u32], precision: Precision, copies: usize) -> Result<Prefill, EvalError> {
-    let most = model.config().max_seq_len;
-    if !(1..=most).contains(&tokens.len()) {
-        return Err(EvalError::Length {
-            index: 0,
-            expected: format!("1 to {most}"),
-            found: tokens.len(),
-        });
-    }
-    check_tokens(model, 0, tokens)?;
+    check_text(model, tokens)?;
     let batch = vec![tokens.to_vec(); copies.max(1)];
     let input = token_tensor(&batch, tokens.len(), model.device()); // [copies, tokens]
     let (hidden, head) = tch::no_grad(|| model.before_head(&input, precision.kind()));

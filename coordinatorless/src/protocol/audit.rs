@@ -276,12 +276,8 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
         match open.outcome(&voters) {
             None => state.agreed.accusations.push(open),
             Some(Finding::Differs) => {
-                convict(
-                    state,
-                    open,
-                    "more than a third of the weight finds that it differs from what it claimed",
-                    notices,
-                );
+                let why = "more than a third of the weight finds that it differs from what it claimed";
+                state.expel(member, round, why, notices);
             }
             Some(Finding::Agrees) if open.finding == Finding::Differs => {
                 let why = "three of its accusations were false";
@@ -300,19 +296,6 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
     }
 }
 
-/// Takes a proven cheat's unvested points and its place.
-fn convict(state: &mut ChainState, open: Accusation, proof: &'static str, notices: &mut Vec<Notice>) {
-    let (member, round) = (open.member, open.round);
-    let points = state.ledger.slash(member);
-    state.ban(&member);
-    notices.push(Notice::Slashed {
-        member,
-        points,
-        round,
-        proof,
-    });
-}
-
 fn strike(
     state: &mut ChainState,
     config: &RunConfig,
@@ -325,14 +308,7 @@ fn strike(
     if state.ledger.strike(&config.rewards, member, now) < MAX_STRIKES {
         return;
     }
-    let points = state.ledger.slash(member);
-    state.ban(&member);
-    notices.push(Notice::Slashed {
-        member,
-        points,
-        round,
-        proof,
-    });
+    state.expel(member, round, proof, notices);
 }
 
 /// Closes rounds that can no longer be audited, and accusations that too few spoke to.

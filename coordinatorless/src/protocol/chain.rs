@@ -340,15 +340,20 @@ impl ChainState {
     fn punish(&mut self, record: &Record, notices: &mut Vec<Notice>) {
         for evidence in &record.evidence {
             let (member, round) = (evidence.culprit, evidence.first.0.slot.round);
-            let points = self.ledger.slash(member);
-            self.ban(&member);
-            notices.push(Notice::Slashed {
-                member,
-                points,
-                round,
-                proof: "it signed two votes for one slot",
-            });
+            self.expel(member, round, "it signed two votes for one slot", notices);
         }
+    }
+
+    /// Takes a proven cheat's unvested points and its place.
+    pub(super) fn expel(&mut self, member: PeerId, round: Round, proof: &'static str, notices: &mut Vec<Notice>) {
+        let points = self.ledger.slash(member);
+        self.ban(&member);
+        notices.push(Notice::Slashed {
+            member,
+            points,
+            round,
+            proof,
+        });
     }
 
     /// Work, points, quotas, accumulators, cursor and pool (R7, R13, R29).

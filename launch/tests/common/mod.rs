@@ -46,15 +46,13 @@ pub fn refused(home: &Path, args: &[&str], code: i32, words: &[&str]) {
 }
 
 /// A model so small that a demo's rounds take seconds.
-const SMALL: [&str; 8] = [
+pub const SMALL: [&str; 6] = [
     "model.dim=64",
     "model.layers=2",
     "model.heads=2",
     "model.ffn=128",
     "training.seq_len=64",
     "training.batch_sequences=8",
-    "membership.regroup_secs=3.0",
-    "storage.snapshot_rounds=4",
 ];
 
 /// The demo's whole story in `home/demo`, with a small model, a text of its own and these settings: its report, once it ended well, with one peer
@@ -63,7 +61,8 @@ pub fn demo_story(home: &Path, args: &[&str], sets: &[&str]) -> Value {
     text(home);
     let mut all = vec!["demo", "--json", "--text", "text.txt", "--dir", "demo"];
     all.extend(args);
-    for set in SMALL.iter().chain(sets) {
+    let short = ["membership.regroup_secs=3.0", "storage.snapshot_rounds=4"];
+    for set in SMALL.iter().chain(&short).chain(sets) {
         all.extend(["--set", set]);
     }
     let output = murmur(home, &all);
