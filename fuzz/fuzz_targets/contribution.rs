@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use trainer::aggregate::{Weighted, aggregate_with};
-use trainer::compress::{Codec, DenseCodec, Int8Codec, SparseCodec};
+use trainer::compress::{Codec, DenseCodec, Int8Codec, LevelsCodec, Quantizer, SparseCodec};
 
 /// Parameters, chunk and k: short chunks, k = chunk, one block, several blocks.
 const CODECS: [(usize, usize, usize); 6] = [
@@ -32,10 +32,26 @@ fuzz_target!(|bytes: &[u8]| {
         framed.extend((length as u32).to_le_bytes());
     }
     framed.extend(rest);
+    for (quantizer, number) in [(Quantizer::Sign2, 4), (Quantizer::Raw, 5)] {
+        let levels = LevelsCodec::new(params, chunk, k, 0.95, quantizer).expect("settings within bounds");
+        framed[1] = number;
+        hold_levels(&levels, framed.clone());
+    }
+    framed[1] = 1;
     hold(&codec, framed);
     hold_dense(params, rest);
     hold_int8(params, rest);
 });
+
+/// The same bytes with more said of each value: what passes the check can be summed.
+fn hold_levels(codec: &LevelsCodec, shard: Vec<u8>) {
+    let shards = [shard];
+    let one = Weighted {
+        tokens: u64::MAX,
+        shards: &shards[..],
+    };
+    assert_eq!(aggregate_with(codec, &[one], 1).is_ok(), codec.check(&shards).is_ok());
+}
 
 /// The same bytes as eight bits of every value.
 fn hold_int8(params: usize, bytes: &[u8]) {

@@ -20,7 +20,11 @@ fuzz_target!(|bytes: &[u8]| {
 fn hold(bytes: &[u8]) {
     match Proof::decode(bytes) {
         // No fuzzer signs.
-        Ok(proof) => assert_eq!(encode(&proof.model, &proof.statement, None), bytes, "one proof has one encoding"),
+        Ok(proof) => assert_eq!(
+            encode(&proof.model, &proof.statement, None),
+            bytes,
+            "one proof has one encoding"
+        ),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }

@@ -249,7 +249,7 @@ fn check_shards(commit: &Commit, shards: &[&[u8]]) -> Result<(), ReplayError> {
 fn rounded(codec: &AnyCodec, vector: Vec<f32>) -> Result<Vec<f32>, ReplayError> {
     match codec {
         AnyCodec::Int8(codec) => Ok(codec.to_dense(&codec.encode(&[], &vector)?.shards)?),
-        AnyCodec::Sparse(_) | AnyCodec::Dense(_) => Ok(vector),
+        AnyCodec::Sparse(_) | AnyCodec::Levels(_) | AnyCodec::Dense(_) => Ok(vector),
     }
 }
 
@@ -291,6 +291,7 @@ fn parts(codec: &AnyCodec, leaves: Option<&[u64]>) -> Result<Vec<Range<usize>>, 
     // Of what a dense codec sends, any part can be looked at by itself.
     let chunk = match codec {
         AnyCodec::Sparse(codec) => codec.chunk(),
+        AnyCodec::Levels(codec) => codec.chunk(),
         AnyCodec::Dense(_) | AnyCodec::Int8(_) => ACCUMULATOR_LEAF,
     };
     let part = |from: usize| from..from.saturating_add(chunk).min(codec.params());
@@ -376,6 +377,7 @@ impl Claim<'_> {
         // A dense codec reads no accumulator and leaves zeros: all that it took in, it sent.
         let beta = match codec {
             AnyCodec::Sparse(codec) => codec.beta(),
+            AnyCodec::Levels(codec) => codec.beta(),
             AnyCodec::Dense(_) | AnyCodec::Int8(_) => 0.0,
         };
         for part in self.parts {
@@ -391,6 +393,7 @@ impl Claim<'_> {
             sums.add(&claim, delta, theta);
             selection_ok &= match codec {
                 AnyCodec::Sparse(codec) => selection.follows(&kept, sent, codec.k()),
+                AnyCodec::Levels(_) => Selection::in_order(&kept, sent),
                 AnyCodec::Dense(_) | AnyCodec::Int8(_) => kept.iter().all(|kept| *kept == 0.0),
             };
         }

@@ -100,28 +100,21 @@ impl Selection {
         if scale == 0.0 {
             return self.is_silent(kept, k);
         }
-        let (mut count, mut sum, mut rounding) = (0.0, 0.0, 0.0);
-        let (mut weakest_sent, mut strongest_kept) = (f64::INFINITY, 0.0f64);
-        for (kept, sent) in kept.iter().zip(sent) {
-            let (kept, sent) = (f64::from(*kept), f64::from(*sent));
-            let value = kept + sent;
-            if sent == 0.0 {
-                strongest_kept = strongest_kept.max(value.abs());
-                continue;
-            }
-            let error = kept.abs() * ROUNDING + SMALLEST;
-            if value * sent.signum() < -error {
-                return false;
-            }
-            weakest_sent = weakest_sent.min(value.abs() + error);
-            (count, sum, rounding) = (count + 1.0, sum + value.abs(), rounding + error);
-        }
-        let (mean, error) = (sum / count, rounding / count);
+        let Some(ranks) = Ranks::of(kept, sent) else {
+            return false;
+        };
+        let (mean, error) = (ranks.sum / ranks.count, ranks.rounding / ranks.count);
         let low = f64::from(scale) * (1.0 - SCALE_SLACK);
         let high = f64::from(scale) * (1.0 + SCALE_SLACK);
         // Above the table's end the largest scale stands for everything.
         let largest = scale >= scale_value(u8::MAX);
-        weakest_sent >= strongest_kept && mean + error >= low && (largest || mean - error <= high)
+        ranks.in_order() && mean + error >= low && (largest || mean - error <= high)
+    }
+
+    /// The same where values have levels of their own, which are not checked: what was sent has the right signs, and nothing larger was kept.
+    #[must_use]
+    pub fn in_order(kept: &[f32], sent: &[f32]) -> bool {
+        Ranks::of(kept, sent).is_some_and(|ranks| ranks.in_order())
     }
 
     /// Whether a chunk that sent nothing had nothing to send: the mean of its `k` largest is below the smallest scale.
@@ -134,6 +127,50 @@ impl Selection {
         self.magnitudes.extend(kept.iter().map(|kept| f64::from(kept.abs())));
         self.magnitudes.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
         self.magnitudes[..k].iter().sum::<f64>() / k as f64 <= f64::from(scale_value(1))
+    }
+}
+
+/// Magnitudes of a chunk's sums, as far as they can be known.
+struct Ranks {
+    weakest_sent: f64,
+    strongest_kept: f64,
+    /// Of those sent: their number, sum, and what rounding may have taken from it.
+    count: f64,
+    sum: f64,
+    rounding: f64,
+}
+
+impl Ranks {
+    /// Those of the sum `kept + sent`; none if a value was sent with the wrong sign.
+    fn of(kept: &[f32], sent: &[f32]) -> Option<Self> {
+        let mut ranks = Self {
+            weakest_sent: f64::INFINITY,
+            strongest_kept: 0.0,
+            count: 0.0,
+            sum: 0.0,
+            rounding: 0.0,
+        };
+        for (kept, sent) in kept.iter().zip(sent) {
+            let (kept, sent) = (f64::from(*kept), f64::from(*sent));
+            let value = kept + sent;
+            if sent == 0.0 {
+                ranks.strongest_kept = ranks.strongest_kept.max(value.abs());
+                continue;
+            }
+            let error = kept.abs() * ROUNDING + SMALLEST;
+            if value * sent.signum() < -error {
+                return None;
+            }
+            ranks.weakest_sent = ranks.weakest_sent.min(value.abs() + error);
+            ranks.count += 1.0;
+            ranks.sum += value.abs();
+            ranks.rounding += error;
+        }
+        Some(ranks)
+    }
+
+    fn in_order(&self) -> bool {
+        self.weakest_sent >= self.strongest_kept
     }
 }
 

@@ -198,8 +198,9 @@ snapshot_rounds = 1000
 fn a_run_goes_on_from_a_model_and_a_joiner_fetches_it() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    // Enough that what it has learnt shows.
+    // Enough that what it has learnt shows, however busy the machine is: rounds end with their batches, not with the clock.
     let learns = [
+        "timing.train_secs=120",
         "training.max_inner_steps=100",
         "membership.round_batches=100",
         "training.schedule.warmup_tokens=0",

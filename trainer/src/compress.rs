@@ -46,6 +46,7 @@ pub mod entropy;
 mod error;
 mod geometry;
 pub mod int8;
+pub mod levels;
 pub(crate) mod parallel;
 pub mod quantize;
 pub mod reference;
@@ -60,6 +61,8 @@ pub use dense::DenseCodec;
 pub use error::{CodecError, DecodeError};
 pub use geometry::MAX_SHARD_BYTES;
 pub use int8::Int8Codec;
+pub use levels::LevelsCodec;
+pub use quantize::Quantizer;
 pub use sparse::Decoded;
 pub(crate) use sparse::norm_squared;
 
@@ -92,22 +95,8 @@ impl SparseCodec {
     /// # Errors
     /// A setting outside its bounds: `params` 1 to 2^40, `chunk` a multiple of 64 up to 65536, `k` 1 to `chunk`, `beta` 0 to 1.
     pub fn new(params: usize, chunk: usize, k: usize, beta: f32) -> Result<Self, CodecError> {
-        if chunk == 0 || !chunk.is_multiple_of(64) || chunk > 1 << 16 {
-            return Err(CodecError::ChunkLength { found: chunk });
-        }
-        if k == 0 || k > chunk {
-            return Err(CodecError::K { chunk, found: k });
-        }
-        if !(0.0..=1.0).contains(&beta) {
-            return Err(CodecError::Beta { found: beta });
-        }
-        if params == 0 || params as u64 > 1 << 40 {
-            return Err(CodecError::Params { found: params });
-        }
-        Ok(Self {
-            geometry: Geometry { params, chunk, k },
-            beta,
-        })
+        let geometry = Geometry::new(params, chunk, k, beta, Quantizer::Sign)?;
+        Ok(Self { geometry, beta })
     }
 
     /// Parameters of the model.
@@ -186,8 +175,8 @@ impl SparseCodec {
         threads: usize,
         mut next: Vec<f32>,
     ) -> Result<Encoded, CodecError> {
-        self.check_length("the accumulator", accumulator)?;
-        self.check_length("the pseudo-gradient", delta)?;
+        check_length(self.params(), "the accumulator", accumulator)?;
+        check_length(self.params(), "the pseudo-gradient", delta)?;
         resize(&mut next, self.params());
         let mut rest = &mut next[..];
         let mut jobs = Vec::new();
@@ -262,13 +251,6 @@ impl SparseCodec {
         self.geometry
     }
 
-    fn check_length(&self, what: &'static str, values: &[f32]) -> Result<(), CodecError> {
-        match (self.params(), values.len()) {
-            (expected, found) if expected == found => Ok(()),
-            (expected, found) => Err(CodecError::Length { what, expected, found }),
-        }
-    }
-
     /// Encodes a range of blocks; the slices begin with its first parameter. Returns the bytes of each.
     fn encode_blocks(
         &self,
@@ -288,11 +270,12 @@ impl SparseCodec {
                 let params = self.geometry.chunk_params(number);
                 let range = params.start - first..params.end - first;
                 let next = &mut next[range.clone()];
-                self.accumulate(&accumulator[range.clone()], &delta[range], next)
-                    .map_err(|(index, value)| CodecError::NotFinite {
+                accumulate(self.beta, &accumulator[range.clone()], &delta[range], next).map_err(|(index, value)| {
+                    CodecError::NotFinite {
                         index: params.start + index,
                         value,
-                    })?;
+                    }
+                })?;
                 content.push(scratch.quantize(number, self.k(), next));
             }
             let mut bytes = Vec::with_capacity(self.geometry.max_block_bytes(content.codes.len()));
@@ -301,18 +284,25 @@ impl SparseCodec {
         }
         Ok(encoded)
     }
+}
 
-    /// `a = fl(fl(beta * e) + d)`, written to `next`. Gives the first value that is not finite and its place, if any.
-    fn accumulate(&self, accumulator: &[f32], delta: &[f32], next: &mut [f32]) -> Result<(), (usize, f32)> {
-        let mut bad = false;
-        for ((next, e), d) in next.iter_mut().zip(accumulator).zip(delta) {
-            *next = self.beta * e + d;
-            bad |= !next.is_finite();
-        }
-        match next.iter().enumerate().find(|(_, value)| bad && !value.is_finite()) {
-            Some((index, value)) => Err((index, *value)),
-            None => Ok(()),
-        }
+/// `a = fl(fl(beta * e) + d)`, written to `next`. Gives the first value that is not finite and its place, if any.
+fn accumulate(beta: f32, accumulator: &[f32], delta: &[f32], next: &mut [f32]) -> Result<(), (usize, f32)> {
+    let mut bad = false;
+    for ((next, e), d) in next.iter_mut().zip(accumulator).zip(delta) {
+        *next = beta * e + d;
+        bad |= !next.is_finite();
+    }
+    match next.iter().enumerate().find(|(_, value)| bad && !value.is_finite()) {
+        Some((index, value)) => Err((index, *value)),
+        None => Ok(()),
+    }
+}
+
+fn check_length(expected: usize, what: &'static str, values: &[f32]) -> Result<(), CodecError> {
+    match values.len() {
+        found if expected == found => Ok(()),
+        found => Err(CodecError::Length { what, expected, found }),
     }
 }
 

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Rule;
+use crate::compress::Quantizer;
 
 mod model;
 mod presets;
@@ -237,6 +238,10 @@ pub struct CompressionConfig {
     pub k: usize,
     /// Decay of the accumulator (error feedback). Bound: 0 to below 1.
     pub beta: f64,
+    /// What `sparse` says of each value: its `sign`, with one scale a chunk; `sign2`, a sign and one of two levels; `raw`, all of it. More is sent and no more
+    /// learned by the others: they are here to compare with.
+    #[serde(skip_serializing_if = "is_default")]
+    pub quantizer: Quantizer,
 }
 
 impl Default for CompressionConfig {
@@ -246,6 +251,7 @@ impl Default for CompressionConfig {
             chunk: 4096,
             k: 256,
             beta: 0.95,
+            quantizer: Quantizer::Sign,
         }
     }
 }
@@ -580,6 +586,13 @@ impl CompressionConfig {
             &self.algorithm,
             "sparse, dense or int8",
             "write \"sparse\"",
+        )?;
+        require(
+            self.algorithm == "sparse" || self.quantizer == Quantizer::Sign,
+            "training.compression.quantizer",
+            format!("{:?}", self.quantizer).to_lowercase(),
+            "left out with every other algorithm than sparse",
+            "leave it out",
         )?;
         let chunk = (64..=65_536).contains(&self.chunk);
         require(

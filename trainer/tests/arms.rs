@@ -11,7 +11,7 @@ use trainer::bench_algorithms::{
     Arm, Attack, Bench, Data, Kind, Plan, Preset, Progress, Report, Series, Setting, Task, Trouble, simulate,
 };
 use trainer::checkpoint::{from_safetensors, model_root, to_safetensors};
-use trainer::compress::Codec;
+use trainer::compress::{Codec, Quantizer};
 use trainer::config::{ModelConfig, OptimizerKind, TrainingConfig, Way};
 use trainer::model::init_flat;
 
@@ -80,6 +80,7 @@ fn sparse() -> Kind {
         beta: 0.95,
         outer_rate: 2.0,
         outer_momentum: 0.0,
+        quantizer: Quantizer::Sign,
     }
 }
 
@@ -96,6 +97,7 @@ fn every_algorithm_learns_and_does_the_same_again() {
         beta: 0.95,
         outer_rate: 2.0,
         outer_momentum: 0.0,
+        quantizer: Quantizer::Sign,
     };
     let kinds = [
         (Kind::Ddp { optimizer: muon }, 4e-3, 4.0),

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::plan::{Kind, Setting, Task, Trouble};
 use super::simulate::{Data, Run};
 use crate::arms::ArmError;
+use crate::compress::Quantizer;
 use crate::config::OptimizerKind;
 
 /// One worker's round.
@@ -35,6 +36,7 @@ pub fn capture(setting: &Setting, lr: f64, k: usize, rounds: usize, data: &Data)
             beta: 0.95,
             outer_rate: 2.0,
             outer_momentum: 0.0,
+            quantizer: Quantizer::Sign,
         },
         lr,
         trouble: Trouble::default(),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attack::Attack;
 use crate::aggregate::Rule;
+use crate::compress::Quantizer;
 use crate::config::{
     ConfigError, InnerState, ModelConfig, OptimizerConfig, OptimizerKind, Precision, ScheduleConfig, TrainingConfig,
     Way,
@@ -118,14 +119,17 @@ pub enum Kind {
         /// Outer rate.
         outer_rate: f64,
         /// Outer momentum, agreed by all.
-        #[serde(default, skip_serializing_if = "is_zero")]
+        #[serde(default, skip_serializing_if = "is_default")]
         outer_momentum: f64,
+        /// What is said of each value.
+        #[serde(default, skip_serializing_if = "is_default")]
+        quantizer: Quantizer,
     },
 }
 
 /// Settings that came later are written only where they are used, so that results of before keep their names.
-fn is_zero(value: &f64) -> bool {
-    *value == 0.0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Kind {
@@ -165,12 +169,14 @@ impl Kind {
                 beta,
                 outer_rate,
                 outer_momentum,
+                quantizer,
             } => {
                 training.optimizer.kind = optimizer;
                 if carry {
                     training.optimizer.state = InnerState::Carry;
                 }
                 training.compression.k = k;
+                training.compression.quantizer = quantizer;
                 training.compression.beta = if accumulator { beta } else { 0.0 };
                 (training.outer_rate, training.outer_momentum) = (outer_rate, outer_momentum);
             }
@@ -268,9 +274,9 @@ pub struct Plan {
 /// Plans by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {
-    /// Every arm and trouble on a small model; a quarter of an hour on two idle cores.
+    /// Every arm at the better learning rate of the long plan, some troubles; a quarter of an hour on two idle cores.
     Short,
-    /// More tokens and learning rates, then larger models; some hours.
+    /// More tokens, learning rates and attacks, then more workers and a larger model; some two hours.
     Long,
 }
 
@@ -279,13 +285,11 @@ impl Plan {
     #[must_use]
     pub fn preset(preset: Preset) -> Self {
         let series = match preset {
-            Preset::Short => vec![whole(setting("demo", 4, 24), &[2e-3, 4e-3], (0.8, 3.0), FEW_ATTACKS)],
+            Preset::Short => vec![whole(setting("demo", 4, 24), FEW_ROUNDS, 1, FEW_ATTACKS)],
             Preset::Long => vec![
-                whole(setting("demo", 8, 60), &[1e-3, 2e-3, 4e-3], (0.95, 2.0), &Attack::ALL),
-                whole(setting("demo", 4, 60), &[1e-3, 2e-3, 4e-3], (0.95, 2.0), &Attack::ALL),
-                few(setting("1m", 4, 60), &[1e-3, 2e-3], (0.95, 2.0)),
-                few(setting("5m", 4, 60), &[1e-3, 2e-3], (0.95, 2.0)),
-                few(setting("16m", 4, 60), &[5e-4, 1e-3], (0.95, 2.0)),
+                whole(setting("demo", 4, 60), MANY_ROUNDS, 2, &Attack::ALL),
+                few(setting("demo", 8, 30), FEW_ROUNDS),
+                few(setting("5m", 4, 24), FEW_ROUNDS),
             ],
         };
         Self { series }
@@ -359,44 +363,65 @@ fn setting(model: &str, workers: usize, rounds: u64) -> Setting {
     }
 }
 
-/// The accumulator's decay and the outer rate of sparse arms. Few rounds want a shorter memory and a larger step (`trainer/README.md`).
-type Knobs = (f64, f64);
-
-/// The learning rates of sparse arms, as many as the others': where only the largest values of a step arrive, it wants to be about twice as long.
-fn doubled(lrs: &[f64]) -> Vec<f64> {
-    lrs.iter().map(|lr| lr * 2.0).collect()
+/// The accumulator's decay and the outer rate of sparse arms.
+#[derive(Clone, Copy)]
+struct Knobs {
+    /// At k = 64.
+    few: (f64, f64),
+    /// At k = 256.
+    more: (f64, f64),
 }
 
-/// Every arm, every trouble.
-fn whole(setting: Setting, lrs: &[f64], knobs: Knobs, attacks: &[Attack]) -> Series {
+/// Few rounds want a short memory: what an accumulator still holds at the end was learned for nothing (`trainer/README.md`).
+const FEW_ROUNDS: Knobs = Knobs {
+    few: (0.8, 3.0),
+    more: (0.8, 3.0),
+};
+
+/// More rounds bear a longer one where little is sent at a time.
+const MANY_ROUNDS: Knobs = Knobs {
+    few: (0.9, 3.0),
+    more: (0.8, 3.0),
+};
+
+/// Every arm with at most `trials` learning rates, and troubles.
+fn whole(setting: Setting, knobs: Knobs, trials: usize, attacks: &[Attack]) -> Series {
     let (muon, adamw) = (OptimizerKind::Muon, OptimizerKind::AdamW);
-    let arm = |name: &str, kind: Kind| Arm {
+    // Learning rates in the order of how well they did; where only the largest values of a step arrive, it wants to be about twice as long, and a step by
+    // the sign moves every parameter by the whole rate, AdamW's by .2 to .4 of it.
+    let arm = |name: &str, kind: Kind, lrs: &[f64]| Arm {
         name: name.to_owned(),
         kind,
-        lrs: lrs.to_vec(),
+        lrs: lrs.iter().take(trials).copied().collect(),
     };
-    let demo = Arm {
-        // A step by the sign moves every parameter by the whole rate; AdamW's root mean square is some .2 to .4 of it.
-        lrs: lrs.iter().map(|lr| lr / 4.0).collect(),
-        ..arm("demo k=32", Kind::Demo { k: 32 })
-    };
-    let few_values = |name: &str, optimizer, carry, accumulator, k| Arm {
-        lrs: doubled(lrs),
-        ..arm(name, sparse(optimizer, carry, accumulator, k, knobs))
-    };
+    let few = |optimizer, carry| sparse(optimizer, carry, true, 64, knobs.few);
     let arms = vec![
-        arm("ddp Muon", Kind::Ddp { optimizer: muon }),
-        arm("ddp AdamW", Kind::Ddp { optimizer: adamw }),
-        arm("diloco AdamW fp32", diloco(adamw, false)),
-        arm("diloco AdamW int8", diloco(adamw, true)),
-        arm("diloco Muon fp32", diloco(muon, false)),
-        demo,
-        few_values(PLAIN, muon, false, true, 64),
-        few_values("sparse Muon reset k=256", muon, false, true, 256),
-        few_values("sparse Muon carry k=64", muon, true, true, 64),
-        few_values("sparse AdamW carry k=64", adamw, true, true, 64),
-        few_values("sparse AdamW reset k=64", adamw, false, true, 64),
-        few_values("sparse Muon reset k=64, no accumulator", muon, false, false, 64),
+        arm("ddp Muon", Kind::Ddp { optimizer: muon }, &[4e-3]),
+        arm("ddp AdamW", Kind::Ddp { optimizer: adamw }, &[2e-3]),
+        arm(DENSE, diloco(muon, false), &[4e-3, 8e-3]),
+        arm("diloco AdamW fp32", diloco(adamw, false), &[2e-3, 4e-3]),
+        arm("diloco AdamW int8", diloco(adamw, true), &[2e-3]),
+        arm("demo k=32", Kind::Demo { k: 32 }, &[1e-3]),
+        arm(PLAIN, few(muon, false), &[8e-3, 1.6e-2]),
+        arm(MORE, sparse(muon, false, true, 256, knobs.more), &[8e-3, 4e-3]),
+        arm(
+            "sparse Muon reset k=64, sign2",
+            saying(&few(muon, false), Quantizer::Sign2),
+            &[8e-3],
+        ),
+        arm(
+            "sparse Muon reset k=64, raw",
+            saying(&few(muon, false), Quantizer::Raw),
+            &[8e-3],
+        ),
+        arm("sparse Muon carry k=64", few(muon, true), &[8e-3]),
+        arm("sparse AdamW carry k=64", few(adamw, true), &[4e-3]),
+        arm("sparse AdamW reset k=64", few(adamw, false), &[2e-3]),
+        arm(
+            "sparse Muon reset k=64, no accumulator",
+            sparse(muon, false, false, 64, knobs.few),
+            &[4e-3],
+        ),
     ];
     Series {
         troubles: troubles(setting.workers, attacks),
@@ -405,24 +430,21 @@ fn whole(setting: Setting, lrs: &[f64], knobs: Knobs, attacks: &[Attack]) -> Ser
     }
 }
 
-/// The arms that tell how the distance to dense training changes with the model's size.
-fn few(setting: Setting, lrs: &[f64], knobs: Knobs) -> Series {
+/// The arms that tell how distances change with the number of workers and the model's size.
+fn few(setting: Setting, knobs: Knobs) -> Series {
     let muon = OptimizerKind::Muon;
-    let arm = |name: &str, kind: Kind, lrs: Vec<f64>| Arm {
+    let arm = |name: &str, kind: Kind, lr: f64| Arm {
         name: name.to_owned(),
         kind,
-        lrs,
+        lrs: vec![lr],
     };
     Series {
         setting,
         arms: vec![
-            arm("ddp Muon", Kind::Ddp { optimizer: muon }, lrs.to_vec()),
-            arm(PLAIN, sparse(muon, false, true, 64, knobs), doubled(lrs)),
-            arm(
-                "sparse Muon reset k=256",
-                sparse(muon, false, true, 256, knobs),
-                doubled(lrs),
-            ),
+            arm("ddp Muon", Kind::Ddp { optimizer: muon }, 4e-3),
+            arm(DENSE, diloco(muon, false), 4e-3),
+            arm(PLAIN, sparse(muon, false, true, 64, knobs.few), 8e-3),
+            arm(MORE, sparse(muon, false, true, 256, knobs.more), 8e-3),
         ],
         troubles: Vec::new(),
     }
@@ -433,12 +455,16 @@ const FEW_ATTACKS: &[Attack] = &[Attack::SignFlip, Attack::Thousandfold, Attack:
 
 /// The arm that troubles are tried on.
 const PLAIN: &str = "sparse Muon reset k=64";
+/// The same with four times the values.
+const MORE: &str = "sparse Muon reset k=256";
+/// Every value, and private state.
+const DENSE: &str = "diloco Muon fp32";
 
 fn diloco(optimizer: OptimizerKind, int8: bool) -> Kind {
     Kind::Diloco { optimizer, int8 }
 }
 
-fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (beta, outer_rate): Knobs) -> Kind {
+fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (beta, outer_rate): (f64, f64)) -> Kind {
     Kind::Sparse {
         optimizer,
         carry,
@@ -447,16 +473,32 @@ fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (b
         beta,
         outer_rate,
         outer_momentum: 0.0,
+        quantizer: Quantizer::Sign,
     }
 }
 
-/// Absences; each attack by a fifth of all, under the median norm alone and with agreement, one under the plain mean, too; and agreement where
-/// all are honest.
+/// An arm that says more of each value, else alike.
+fn saying(kind: &Kind, quantizer: Quantizer) -> Kind {
+    let mut kind = kind.clone();
+    if let Kind::Sparse { quantizer: said, .. } = &mut kind {
+        *said = quantizer;
+    }
+    kind
+}
+
+/// Absences; each attack by a fifth of all with agreement, two under the median norm alone and one under the plain mean, too; and agreement where all are
+/// honest.
 fn troubles(workers: usize, attacks: &[Attack]) -> Vec<(String, Trouble)> {
-    let mut troubles = vec![Trouble {
-        dropout_permille: 300,
-        ..Trouble::default()
-    }];
+    let mut troubles = vec![
+        Trouble {
+            dropout_permille: 300,
+            ..Trouble::default()
+        },
+        Trouble {
+            rule: Rule::Agreement,
+            ..Trouble::default()
+        },
+    ];
     let mut against = |attack, rule| {
         troubles.push(Trouble {
             attackers: workers.div_ceil(4),
@@ -466,14 +508,12 @@ fn troubles(workers: usize, attacks: &[Attack]) -> Vec<(String, Trouble)> {
         });
     };
     against(Attack::Thousandfold, Rule::Mean);
+    for attack in [Attack::SignFlip, Attack::Thousandfold] {
+        against(attack, Rule::MedianNorm);
+    }
     for attack in attacks {
-        against(*attack, Rule::MedianNorm);
         against(*attack, Rule::Agreement);
     }
-    troubles.push(Trouble {
-        rule: Rule::Agreement,
-        ..Trouble::default()
-    });
     troubles
         .into_iter()
         .map(|trouble| (PLAIN.to_owned(), trouble))

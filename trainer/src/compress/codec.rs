@@ -6,8 +6,9 @@ use std::ops::Range;
 use super::block::{BlockCoder, split_block};
 use super::dense::DenseCodec;
 use super::int8::Int8Codec;
+use super::levels::{LevelsCodec, LevelsReader};
 use super::parallel::available_threads;
-use super::quantize::SCALES;
+use super::quantize::{Quantizer, SCALES};
 use super::{CodecError, DecodeError, Encoded, SparseCodec, norm_squared};
 use crate::config::CompressionConfig;
 
@@ -109,16 +110,24 @@ pub trait Codec: Sync {
 pub struct Caps(Vec<u8>);
 
 impl Caps {
+    /// Caps above the median codes of all chunks.
+    pub(super) fn above(mut medians: Vec<u8>) -> Self {
+        medians
+            .iter_mut()
+            .for_each(|code| *code = code.saturating_add(Self::SLACK));
+        Self(medians)
+    }
+
     /// Codes above the median that still count in full: an octave, twice the median's scale. Scales of honest peers in one chunk are closer.
     const SLACK: u8 = 8;
 
-    fn cut(&self, chunk: usize, code: u8) -> u8 {
+    pub(super) fn cut(&self, chunk: usize, code: u8) -> u8 {
         self.0.get(chunk).map_or(code, |cap| code.min(*cap))
     }
 }
 
 /// The lower weighted median of codes that are not zero: 0 if there is none. `voices` is left sorted.
-fn median_code(voices: &mut [(u8, u64)]) -> u8 {
+pub(super) fn median_code(voices: &mut [(u8, u64)]) -> u8 {
     voices.sort_unstable();
     let total: u128 = voices.iter().map(|(_, weight)| u128::from(*weight)).sum();
     let mut below = 0;
@@ -190,10 +199,10 @@ impl Codec for SparseCodec {
                 voices.clear();
                 let of = codes.iter().zip(weights).map(|(codes, weight)| (codes[chunk], *weight));
                 voices.extend(of.filter(|(code, weight)| *code > 0 && *weight > 0));
-                caps.push(median_code(&mut voices).saturating_add(Caps::SLACK));
+                caps.push(median_code(&mut voices));
             }
         }
-        Ok(Caps(caps))
+        Ok(Caps::above(caps))
     }
 
     /// From scale codes alone. Fewer than 2^41 values below 2^36 make a sum below 2^113.
@@ -274,8 +283,10 @@ impl Codec for SparseCodec {
 /// The codec that a run chose.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AnyCodec {
-    /// The few largest values of each chunk.
+    /// The few largest values of each chunk, by their signs.
     Sparse(SparseCodec),
+    /// The same values, with more said of each.
+    Levels(LevelsCodec),
     /// Every value.
     Dense(DenseCodec),
     /// Every value, in eight bits.
@@ -286,6 +297,8 @@ pub enum AnyCodec {
 pub enum AnyReader {
     /// Of sparse contributions.
     Sparse(BlockCoder),
+    /// Of those that say more of each value.
+    Levels(Box<LevelsReader>),
     /// Those that hold every value need nothing.
     Whole,
 }
@@ -294,7 +307,7 @@ pub enum AnyReader {
 pub enum AnyFactor {
     /// Of a sparse contribution.
     Sparse(Box<Table>),
-    /// Of one that holds every value.
+    /// Of any other.
     Whole(super::whole::Factor),
 }
 
@@ -307,7 +320,13 @@ impl AnyCodec {
         Ok(match config.algorithm.as_str() {
             "dense" => Self::Dense(DenseCodec::new(params)?),
             "int8" => Self::Int8(Int8Codec::new(params)?),
-            _ => Self::Sparse(SparseCodec::new(params, config.chunk, config.k, config.beta as f32)?),
+            _ => {
+                let CompressionConfig { chunk, k, beta, .. } = *config;
+                match config.quantizer {
+                    Quantizer::Sign => Self::Sparse(SparseCodec::new(params, chunk, k, beta as f32)?),
+                    other => Self::Levels(LevelsCodec::new(params, chunk, k, beta as f32, other)?),
+                }
+            }
         })
     }
 }
@@ -317,6 +336,7 @@ macro_rules! either {
     ($self:ident, $codec:ident => $call:expr) => {
         match $self {
             AnyCodec::Sparse($codec) => $call,
+            AnyCodec::Levels($codec) => $call,
             AnyCodec::Dense($codec) => $call,
             AnyCodec::Int8($codec) => $call,
         }
@@ -370,6 +390,7 @@ impl Codec for AnyCodec {
     fn reader(&self) -> AnyReader {
         match self {
             Self::Sparse(codec) => AnyReader::Sparse(codec.reader()),
+            Self::Levels(codec) => AnyReader::Levels(Box::new(codec.reader())),
             Self::Dense(_) | Self::Int8(_) => AnyReader::Whole,
         }
     }
@@ -377,6 +398,7 @@ impl Codec for AnyCodec {
     fn factor(&self, clip: u64, weight: u64) -> AnyFactor {
         match self {
             Self::Sparse(codec) => AnyFactor::Sparse(Box::new(codec.factor(clip, weight))),
+            Self::Levels(codec) => AnyFactor::Whole(codec.factor(clip, weight)),
             Self::Dense(codec) => AnyFactor::Whole(codec.factor(clip, weight)),
             Self::Int8(codec) => AnyFactor::Whole(codec.factor(clip, weight)),
         }
@@ -395,6 +417,9 @@ impl Codec for AnyCodec {
             (Self::Sparse(codec), AnyReader::Sparse(reader), AnyFactor::Sparse(factor)) => {
                 codec.add(reader, block, bytes, factor, caps, sums)
             }
+            (Self::Levels(codec), AnyReader::Levels(reader), AnyFactor::Whole(factor)) => {
+                codec.add(reader, block, bytes, factor, caps, sums)
+            }
             (Self::Dense(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, caps, sums),
             (Self::Int8(codec), _, AnyFactor::Whole(factor)) => codec.add(&mut (), block, bytes, factor, caps, sums),
             _ => unreachable!("reader and factor come from the codec that reads"),
@@ -411,6 +436,7 @@ impl Codec for AnyCodec {
     ) -> Result<i128, DecodeError> {
         match (self, reader) {
             (Self::Sparse(codec), AnyReader::Sparse(reader)) => codec.inner(reader, block, bytes, caps, sums),
+            (Self::Levels(codec), AnyReader::Levels(reader)) => codec.inner(reader, block, bytes, caps, sums),
             (Self::Dense(codec), _) => codec.inner(&mut (), block, bytes, caps, sums),
             (Self::Int8(codec), _) => codec.inner(&mut (), block, bytes, caps, sums),
             _ => unreachable!("the reader comes from the codec that reads"),

@@ -77,20 +77,29 @@ impl DenseCodec {
         let (values, _) = bytes.as_chunks::<VALUE>();
         for (place, value) in values.iter().enumerate() {
             let value = f32::from_le_bytes(*value);
-            let units = f64::from(value) * ONE;
-            let negative_zero = value == 0.0 && value.is_sign_negative();
-            // Written so that what is not a number is refused.
-            let on_grid = units.abs() <= LARGEST && units.fract() == 0.0 && !negative_zero;
-            if !on_grid {
-                return Err(DecodeError::Value {
-                    param: block * BLOCK + place,
-                    bits: value.to_bits(),
-                });
-            }
-            each(place, value, units as i64);
+            let units = on_grid(value).ok_or(DecodeError::Value {
+                param: block * BLOCK + place,
+                bits: value.to_bits(),
+            })?;
+            each(place, value, units);
         }
         Ok(())
     }
+}
+
+/// The units nearest to a finite value, below 16 in magnitude.
+pub(super) fn grid_units(value: f32) -> i64 {
+    (f64::from(value) * ONE).round().clamp(-LARGEST, LARGEST) as i64
+}
+
+/// The units of a value that lies on the grid.
+#[inline]
+pub(super) fn on_grid(value: f32) -> Option<i64> {
+    let units = f64::from(value) * ONE;
+    let negative_zero = value == 0.0 && value.is_sign_negative();
+    // Written so that what is not a number is refused.
+    let on_grid = units.abs() <= LARGEST && units.fract() == 0.0 && !negative_zero;
+    on_grid.then_some(units as i64)
 }
 
 impl Codec for DenseCodec {

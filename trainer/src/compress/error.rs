@@ -124,6 +124,16 @@ pub enum DecodeError {
         /// The bits of the value.
         bits: u32,
     },
+    /// Two levels that no encoder writes: in the wrong order, or said of nothing.
+    #[error("chunk {chunk} has levels {codes:?}, {high} values of the higher one")]
+    Levels {
+        /// The chunk.
+        chunk: usize,
+        /// Its scale codes.
+        codes: [u8; 2],
+        /// Values said to have the higher level.
+        high: usize,
+    },
     /// Values in eight bits under a scale that no encoder gives them.
     #[error("chunk {chunk} has scale code {code} for values of at most {largest} steps")]
     Steps {

@@ -9,6 +9,19 @@
 //! sign with mean magnitude is the 1-bit quantiser of signSGD with error feedback (Karimireddy et al. 2019, arXiv 1901.09847),
 //! here over the selected values of one chunk.
 
+/// What is said of each value that a sparse contribution holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantizer {
+    /// Its sign; one scale a chunk.
+    #[default]
+    Sign,
+    /// Its sign and one of two levels of its chunk ([`super::levels`]).
+    Sign2,
+    /// The value.
+    Raw,
+}
+
 /// Fraction bits of a decoded value: the fixed-point unit is `2^-32`.
 pub const FRACTION_BITS: u32 = 32;
 

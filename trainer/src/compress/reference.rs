@@ -1,7 +1,7 @@
 //! The codec once more, as plainly as it can be said and as slowly: sort, look up, push bit after bit. Tests hold the fast
 //! one to it bit for bit; `murmur bench codec` reports the distance in speed.
 
-use super::geometry::{Geometry, HEADER};
+use super::geometry::{Geometry, HEADER_BYTES};
 use super::quantize::{FRACTION_BITS, SCALES, scale_value};
 use super::{CodecError, Encoded, SparseCodec};
 
@@ -44,7 +44,7 @@ pub fn encode(codec: &SparseCodec, accumulator: &[f32], delta: &[f32]) -> Result
     let blocks: Vec<Vec<u8>> = chunks.chunks(64).map(|chunks| encode_block(codec, chunks)).collect();
     let shards = blocks
         .chunks(codec.geometry().blocks_per_shard())
-        .map(encode_shard)
+        .map(|blocks| encode_shard(codec, blocks))
         .collect();
     Ok(Encoded {
         shards,
@@ -131,8 +131,8 @@ fn chunk_gaps(chunk: &Chunk) -> Vec<usize> {
         .collect()
 }
 
-fn encode_shard(blocks: &[Vec<u8>]) -> Vec<u8> {
-    let mut out = HEADER.to_vec();
+fn encode_shard(codec: &SparseCodec, blocks: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = codec.geometry().header().to_vec();
     out.extend(blocks.iter().flat_map(|block| (block.len() as u32).to_le_bytes()));
     out.extend(blocks.concat());
     out
@@ -150,8 +150,8 @@ pub fn decode(codec: &SparseCodec, shards: &[impl AsRef<[u8]>]) -> Vec<f32> {
     for (number, shard) in shards.iter().enumerate() {
         let shard = shard.as_ref();
         let blocks = geometry.shard_blocks(number).len();
-        let mut start = HEADER.len() + 4 * blocks;
-        for length in shard[HEADER.len()..start].chunks(4) {
+        let mut start = HEADER_BYTES + 4 * blocks;
+        for length in shard[HEADER_BYTES..start].chunks(4) {
             let length = length
                 .iter()
                 .rev()

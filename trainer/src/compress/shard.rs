@@ -1,7 +1,7 @@
 //! Blocks joined to shards, and shards taken apart again: headers and lengths only. The layout is drawn in [`super`].
 
 use super::DecodeError;
-use super::geometry::{Geometry, HEADER, LENGTH_BYTES};
+use super::geometry::{Geometry, HEADER_BYTES, LENGTH_BYTES};
 
 impl Geometry {
     /// Cuts the bytes of all blocks into shards.
@@ -9,8 +9,8 @@ impl Geometry {
         let shard = |shard| {
             let blocks = &blocks[self.shard_blocks(shard)];
             let bytes = blocks.iter().map(|block| LENGTH_BYTES + block.len()).sum::<usize>();
-            let mut out = Vec::with_capacity(HEADER.len() + bytes);
-            out.extend_from_slice(&HEADER);
+            let mut out = Vec::with_capacity(HEADER_BYTES + bytes);
+            out.extend_from_slice(&self.header());
             out.extend(blocks.iter().flat_map(|block| (block.len() as u32).to_le_bytes()));
             blocks.iter().for_each(|block| out.extend_from_slice(block));
             out
@@ -34,18 +34,18 @@ impl Geometry {
     }
 
     fn split_shard<'a>(&self, shard: usize, bytes: &'a [u8], blocks: &mut Vec<&'a [u8]>) -> Result<(), DecodeError> {
-        let found = &bytes[..HEADER.len().min(bytes.len())];
-        if found != HEADER {
+        let found = &bytes[..HEADER_BYTES.min(bytes.len())];
+        if found != self.header() {
             return Err(DecodeError::Header {
                 shard,
-                expected: HEADER,
+                expected: self.header(),
                 found: found.to_vec(),
             });
         }
         let numbers = self.shard_blocks(shard);
         let lengths_bytes = LENGTH_BYTES * numbers.len();
-        let Some((lengths, mut rest)) = bytes[HEADER.len()..].split_at_checked(lengths_bytes) else {
-            let expected = (HEADER.len() + lengths_bytes) as u64;
+        let Some((lengths, mut rest)) = bytes[HEADER_BYTES..].split_at_checked(lengths_bytes) else {
+            let expected = (HEADER_BYTES + lengths_bytes) as u64;
             return Err(DecodeError::ShardLength {
                 shard,
                 expected,
@@ -57,7 +57,7 @@ impl Geometry {
             .iter()
             .map(|length| u64::from(u32::from_le_bytes(*length)))
             .sum::<u64>();
-        let expected = (HEADER.len() + lengths_bytes) as u64 + claimed;
+        let expected = (HEADER_BYTES + lengths_bytes) as u64 + claimed;
         if expected != bytes.len() as u64 {
             return Err(DecodeError::ShardLength {
                 shard,
