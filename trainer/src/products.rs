@@ -5,21 +5,36 @@
 //! the precision it claims gives the same numbers as any other, and one that computes in less does not: in fp32 the numbers need 12 bits, of which bf16
 //! has 8 and TF32 11.
 
+//!
+//! On a CPU everything between two products is one pass on libtorch's own threads, for a proof should show what the machine multiplies.
+
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::config::Precision;
-use crate::kernels::product;
+use crate::kernels::threads::{rows_per_job, run};
+use crate::kernels::{Bf16, Buffer, Number, product, vectorised};
 use crate::model::host;
 
 /// Rows of a chain on a device.
 pub struct Chain {
-    /// `[rows, side]`, whole numbers in the working precision.
-    x: Tensor,
+    x: Rows,
     /// `[side, side]`.
     b: Tensor,
-    /// Room for a product, in the working precision.
-    out: Tensor,
     modulus: f32,
+}
+
+/// `[rows, side]`, whole numbers in the working precision.
+enum Rows {
+    Single(Here<f32>),
+    Half(Here<Bf16>),
+    Elsewhere(Tensor),
+}
+
+/// Rows in this machine's memory, and room for a product.
+struct Here<N> {
+    x: Buffer<N>,
+    out: Buffer<N>,
+    side: usize,
 }
 
 impl Chain {
@@ -42,11 +57,13 @@ impl Chain {
                 .f_to_device(device)?
                 .f_to_kind(kind)
         };
-        let (x, b) = (place(x)?, place(b)?);
         Ok(Self {
-            out: x.f_zeros_like()?,
-            x,
-            b,
+            x: match (device, kind) {
+                (Device::Cpu, Kind::Float) => Rows::Single(Here::new(x, side)?),
+                (Device::Cpu, Kind::BFloat16) => Rows::Half(Here::new(x, side)?),
+                _ => Rows::Elsewhere(place(x)?),
+            },
+            b: place(b)?,
             modulus: modulus as f32,
         })
     }
@@ -56,51 +73,105 @@ impl Chain {
     /// # Errors
     /// libtorch's.
     pub fn step(&mut self) -> Result<(), TchError> {
-        product(&self.out, &self.x, &self.b, false)?;
-        let mut sums = self.out.f_to_kind(Kind::Float)?;
-        match host::slice_mut(&mut sums) {
-            Some(sums) => sums.iter_mut().for_each(|sum| *sum = remainder(*sum, self.modulus)),
-            None => sums = self.remainder_elsewhere(&sums),
+        match &mut self.x {
+            Rows::Single(rows) => rows.step(&self.b, self.modulus),
+            Rows::Half(rows) => rows.step(&self.b, self.modulus),
+            Rows::Elsewhere(x) => {
+                let sums = x.f_matmul(&self.b)?.f_to_kind(Kind::Float)?;
+                *x = remainder_elsewhere(&sums, self.modulus).f_to_kind(x.kind())?;
+                Ok(())
+            }
         }
-        if self.out.kind() == Kind::Float && self.out.device() == Device::Cpu {
-            // The sums are what `out` held: the two change places, and nothing is copied.
-            std::mem::swap(&mut self.x, &mut self.out);
-        } else {
-            self.x.f_copy_(&sums)?;
-        }
-        Ok(())
-    }
-
-    /// The same as [`remainder`] by operators.
-    fn remainder_elsewhere(&self, sums: &Tensor) -> Tensor {
-        let m = f64::from(self.modulus);
-        let half = (m - 1.0) / 2.0;
-        let near = sums - (sums * (1.0 / m)).round() * m;
-        let (above, below) = (near.gt(half).to_kind(Kind::Float), near.lt(-half).to_kind(Kind::Float));
-        near - above * m + below * m
     }
 
     /// The numbers as they are now, by rows.
     pub fn numbers(&self) -> Vec<i16> {
-        whole(&self.x)
+        match &self.x {
+            Rows::Single(rows) => whole(rows.x.slice(), rows.side),
+            Rows::Half(rows) => whole(rows.x.slice(), rows.side),
+            Rows::Elsewhere(x) => fetched(x),
+        }
     }
 
     /// The rows from `from` on, `[count, side]`, flat.
     pub fn rows(&self, from: usize, count: usize) -> Vec<i16> {
-        whole(&self.x.narrow(0, from as i64, count as i64).contiguous())
+        let some = |side: usize| from * side..(from + count) * side;
+        match &self.x {
+            Rows::Single(rows) => whole(&rows.x.slice()[some(rows.side)], rows.side),
+            Rows::Half(rows) => whole(&rows.x.slice()[some(rows.side)], rows.side),
+            Rows::Elsewhere(x) => fetched(&x.narrow(0, from as i64, count as i64)),
+        }
     }
 }
 
-/// Whole numbers of any kind and place, flat.
-fn whole(numbers: &Tensor) -> Vec<i16> {
-    let numbers = numbers.to_kind(Kind::Float);
-    match host::slice(&numbers) {
-        Some(values) => values.iter().map(|&value| value as i16).collect(),
-        None => host::to_vec(&numbers).into_iter().map(|value| value as i16).collect(),
+impl<N: Number> Here<N> {
+    fn new(values: &[f32], side: usize) -> Result<Self, TchError> {
+        let mut x = Buffer::new(values.len())?;
+        for (place, value) in x.slice_mut().iter_mut().zip(values) {
+            *place = N::narrow(*value);
+        }
+        let out = Buffer::new(values.len())?;
+        Ok(Self { x, out, side })
     }
+
+    fn step(&mut self, b: &Tensor, modulus: f32) -> Result<(), TchError> {
+        let shape = [(self.x.slice().len() / self.side) as i64, self.side as i64];
+        product(&self.out.view(&shape), &self.x.view(&shape), b, false)?;
+        std::mem::swap(&mut self.x, &mut self.out);
+        let per = self.side * rows_per_job(self.x.slice().len() / self.side, self.side);
+        let jobs = self.x.slice_mut().chunks_mut(per);
+        run(jobs.map(|numbers| move || remainders(numbers, modulus)).collect());
+        Ok(())
+    }
+}
+
+/// Runs jobs, which must not panic, on the threads that products are computed with: others would wait for cores that these hold.
+pub fn beside_products<F: FnOnce() + Send>(jobs: Vec<F>) {
+    run(jobs);
+}
+
+vectorised! {
+    fn remainders<N>(numbers: &mut [N], modulus: f32) {
+        for number in numbers {
+            *number = N::narrow(remainder(number.wide(), modulus));
+        }
+    }
+}
+
+vectorised! {
+    fn whole_numbers<N>(numbers: &[N], out: &mut [i16]) {
+        for (out, number) in out.iter_mut().zip(numbers) {
+            // Through 32 bits: there is an instruction for it, and the numbers are far below its limits.
+            *out = number.wide() as i32 as i16;
+        }
+    }
+}
+
+fn whole<N: Number>(numbers: &[N], side: usize) -> Vec<i16> {
+    let mut out = vec![0; numbers.len()];
+    let per = side * rows_per_job(numbers.len() / side, side);
+    let jobs = numbers.chunks(per).zip(out.chunks_mut(per));
+    run(jobs.map(|(numbers, out)| move || whole_numbers(numbers, out)).collect());
+    out
+}
+
+/// Whole numbers from another device, flat.
+fn fetched(numbers: &Tensor) -> Vec<i16> {
+    let numbers = numbers.contiguous().to_kind(Kind::Float);
+    host::to_vec(&numbers).into_iter().map(|value| value as i16).collect()
+}
+
+/// The same as [`remainder`] by operators.
+fn remainder_elsewhere(sums: &Tensor, modulus: f32) -> Tensor {
+    let m = f64::from(modulus);
+    let half = (m - 1.0) / 2.0;
+    let near = sums - (sums * (1.0 / m)).round() * m;
+    let (above, below) = (near.gt(half).to_kind(Kind::Float), near.lt(-half).to_kind(Kind::Float));
+    near - above * m + below * m
 }
 
 /// The remainder of a whole number below 2^24 by an odd `m`, nearest to zero: exact, since the quotient is off by one at most and every product in it is whole.
+#[inline(always)]
 fn remainder(value: f32, m: f32) -> f32 {
     let half = (m - 1.0) / 2.0;
     let near = value - (value * (1.0 / m)).round_ties_even() * m;
@@ -164,13 +235,8 @@ mod tests {
                 some.rows(0, 1).iter().zip(&exact).all(|(a, b)| i64::from(*a) == *b),
                 "{precision:?}"
             );
-            let copies = whole.remainder_elsewhere(&Tensor::from_slice(&[
-                0.0_f32,
-                4_096_000.0,
-                -16_777_215.0,
-                255.0,
-                4096.0,
-            ]));
+            let sums = Tensor::from_slice(&[0.0_f32, 4_096_000.0, -16_777_215.0, 255.0, 4096.0]);
+            let copies = remainder_elsewhere(&sums, m as f32);
             let expected = [0.0, 4_096_000.0, -16_777_215.0, 255.0, 4096.0].map(|value| remainder(value, m as f32));
             assert_eq!(host::to_vec(&copies), expected);
         }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use coordinatorless::types::Hash;
 use trainer::config::Precision;
-use trainer::products::Chain;
+use trainer::products::{Chain, beside_products};
 
 use super::opening::write_end;
-use super::work::{Numbers, factor, first_row};
+use super::work::{Numbers, factor_row, first_row};
 use super::{Challenge, Draw, ROWS, leaf};
 use crate::tree;
 
@@ -37,13 +37,30 @@ pub fn answer(challenge: &Challenge, start: &Start<'_>) -> Result<Answer, Answer
         let mut chain = begin(challenge, number, &rows, start)?;
         for _ in 0..spec.links() {
             advance(&mut chain, spec.depth)?;
-            let numbers = chain.numbers();
-            for block in numbers.chunks(ROWS * spec.side) {
-                leaves.push(leaf(leaves.len(), block));
-            }
+            hash_blocks(&chain.numbers(), ROWS * spec.side, &mut leaves);
         }
     }
     Ok(Answer::of_leaves(challenge, leaves))
+}
+
+/// Appends the leaves of all blocks of `length` numbers.
+fn hash_blocks(numbers: &[i16], length: usize, leaves: &mut Vec<Hash>) {
+    /// Jobs that a link is cut into, several for each of the usual number of threads.
+    const JOBS: usize = 16;
+    let (first, blocks) = (leaves.len(), numbers.len().div_ceil(length));
+    leaves.resize(first + blocks, Hash::default());
+    let per = blocks.div_ceil(JOBS).max(1);
+    let parts = leaves[first..].chunks_mut(per).zip(numbers.chunks(per * length));
+    let mut jobs = Vec::with_capacity(JOBS);
+    for (part, (leaves, numbers)) in parts.enumerate() {
+        let from = first + part * per;
+        jobs.push(move || {
+            for (place, (hash, block)) in leaves.iter_mut().zip(numbers.chunks(length)).enumerate() {
+                *hash = leaf(from + place, block);
+            }
+        });
+    }
+    beside_products(jobs);
 }
 
 /// Makes a chain: first rows, factor, side, modulus, precision.
@@ -51,12 +68,21 @@ pub type Start<'a> = dyn Fn(&[f32], &[f32], usize, u32, Precision) -> Result<Cha
 
 fn begin(challenge: &Challenge, number: usize, rows: &[usize], start: &Start<'_>) -> Result<Chain, AnswerError> {
     let spec = &challenge.chains()[number];
-    let x: Vec<f32> = rows
-        .iter()
-        .flat_map(|&row| first_row(challenge, number, row))
-        .map(f32::from)
-        .collect();
-    let b: Vec<f32> = factor(challenge, number).into_iter().map(f32::from).collect();
+    let mut x = vec![0.0; rows.len() * spec.side];
+    let mut b = vec![0.0; spec.side * spec.side];
+    let draw = |out: &mut [f32], numbers: &mut dyn Iterator<Item = f32>| {
+        out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number);
+    };
+    let mut jobs: Vec<Box<dyn FnOnce() + Send>> = Vec::with_capacity(rows.len() + spec.side);
+    for (&row, out) in rows.iter().zip(x.chunks_mut(spec.side)) {
+        let job = move || draw(out, &mut first_row(challenge, number, row).into_iter().map(f32::from));
+        jobs.push(Box::new(job));
+    }
+    for (row, out) in b.chunks_mut(spec.side).enumerate() {
+        let job = move || draw(out, &mut factor_row(challenge, number, row).into_iter().map(f32::from));
+        jobs.push(Box::new(job));
+    }
+    beside_products(jobs);
     let modulus = Numbers::of(challenge.precision()).modulus as u32;
     start(&x, &b, spec.side, modulus, challenge.precision()).map_err(AnswerError::Device)
 }

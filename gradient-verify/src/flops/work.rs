@@ -82,12 +82,15 @@ pub(super) fn first_row(challenge: &Challenge, chain: usize, row: usize) -> Vec<
 
 /// The factor of a chain, by rows.
 pub(super) fn factor(challenge: &Challenge, chain: usize) -> Vec<i8> {
+    let rows = 0..challenge.chains[chain].side;
+    rows.flat_map(|row| factor_row(challenge, chain, row)).collect()
+}
+
+/// A row of the factor.
+pub(super) fn factor_row(challenge: &Challenge, chain: usize, row: usize) -> Vec<i8> {
     let most = Numbers::of(challenge.precision).most;
-    let side = challenge.chains[chain].side;
-    let mut bytes = vec![0; side * side];
-    for (row, bytes) in bytes.chunks_mut(side).enumerate() {
-        stream(challenge, 1, chain, row).fill(bytes);
-    }
+    let mut bytes = vec![0; challenge.chains[chain].side];
+    stream(challenge, 1, chain, row).fill(&mut bytes);
     let width = (2 * most + 1) as u8;
     bytes
         .into_iter()

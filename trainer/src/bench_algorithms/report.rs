@@ -70,7 +70,7 @@ impl<'a> Report<'a> {
         let setting = &self.series.setting;
         let params = self.outcomes.first().map_or(0, |outcome| outcome.params);
         let mut out = format!(
-            "**{}** ({:.2}M parameters), {} workers, H = {}, {} tokens a step, {} rounds, {:.2}M tokens, {} learning rates an arm\n\n",
+            "**{}** ({:.2}M parameters), {} workers, H = {}, {} tokens a step, {} rounds, {:.2}M tokens; each arm at the best learning rate tried\n\n",
             setting.model,
             params as f64 / 1e6,
             setting.workers,
@@ -78,7 +78,6 @@ impl<'a> Report<'a> {
             setting.step_tokens(),
             setting.rounds,
             setting.tokens() as f64 / 1e6,
-            self.series.arms.first().map_or(0, |arm| arm.lrs.len()),
         );
         out.push_str("| arm | lr | bytes a parameter and exchange | exchanges | MB sent by a worker | loss, nats a byte | against the best dense | at 10 / 100 / 1000 Mbit/s |\n|---|---|---|---|---|---|---|---|\n");
         let dense = self.dense();
