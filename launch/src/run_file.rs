@@ -668,7 +668,7 @@ mod tests {
         );
         let given = parse("[training]\nouter_rate = 0.5", &[dense]).unwrap();
         assert_eq!(given.training.outer_rate, 0.5);
-        assert_eq!(parse("", &[]).unwrap().training.outer_rate, 2.0);
+        assert_eq!(parse("", &[]).unwrap().training.outer_rate, 3.0);
     }
 
     #[test]

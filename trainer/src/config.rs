@@ -250,7 +250,7 @@ impl Default for CompressionConfig {
             algorithm: "sparse".to_owned(),
             chunk: 4096,
             k: 256,
-            beta: 0.95,
+            beta: 0.9,
             quantizer: Quantizer::Sign,
         }
     }
@@ -290,7 +290,7 @@ pub struct TrainingConfig {
     pub init_seed: u64,
     /// How contributions are encoded.
     pub compression: CompressionConfig,
-    /// Outer learning rate on the mean of the decoded pseudo-gradients. Bound: above 0, at most 16. About 2, because the sum
+    /// Outer learning rate on the mean of the decoded pseudo-gradients. Bound: above 0, at most 16. About 3, because the sum
     /// of sparse contributions is divided by everyone's weight, also of those who sent nothing at an index.
     pub outer_rate: f64,
     /// Outer Nesterov momentum, agreed by all. Bound: 0 to below 1; 0, which is none, where it is left out. Not with `demo` and `ddp`.
@@ -316,7 +316,7 @@ impl Default for TrainingConfig {
             max_inner_steps: 15,
             init_seed: 0,
             compression: CompressionConfig::default(),
-            outer_rate: 2.0,
+            outer_rate: 3.0,
             outer_momentum: 0.0,
             rule: Rule::MedianNorm,
         }
@@ -616,7 +616,7 @@ impl CompressionConfig {
             "training.compression.beta",
             self.beta,
             "0 to below 1",
-            "0.95 is the usual value",
+            "0.9 is the usual value",
         )
     }
 }

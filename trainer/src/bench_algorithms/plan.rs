@@ -364,25 +364,13 @@ fn setting(model: &str, workers: usize, rounds: u64) -> Setting {
 }
 
 /// The accumulator's decay and the outer rate of sparse arms.
-#[derive(Clone, Copy)]
-struct Knobs {
-    /// At k = 64.
-    few: (f64, f64),
-    /// At k = 256.
-    more: (f64, f64),
-}
+type Knobs = (f64, f64);
 
 /// Few rounds want a short memory: what an accumulator still holds at the end was learned for nothing (`trainer/README.md`).
-const FEW_ROUNDS: Knobs = Knobs {
-    few: (0.8, 3.0),
-    more: (0.8, 3.0),
-};
+const FEW_ROUNDS: Knobs = (0.8, 3.0);
 
-/// More rounds bear a longer one where little is sent at a time.
-const MANY_ROUNDS: Knobs = Knobs {
-    few: (0.9, 3.0),
-    more: (0.8, 3.0),
-};
+/// More rounds bear a longer one.
+const MANY_ROUNDS: Knobs = (0.9, 3.0);
 
 /// Every arm with at most `trials` learning rates, and troubles.
 fn whole(setting: Setting, knobs: Knobs, trials: usize, attacks: &[Attack]) -> Series {
@@ -394,7 +382,7 @@ fn whole(setting: Setting, knobs: Knobs, trials: usize, attacks: &[Attack]) -> S
         kind,
         lrs: lrs.iter().take(trials).copied().collect(),
     };
-    let few = |optimizer, carry| sparse(optimizer, carry, true, 64, knobs.few);
+    let few = |optimizer, carry| sparse(optimizer, carry, true, 64, knobs);
     let arms = vec![
         arm("ddp Muon", Kind::Ddp { optimizer: muon }, &[4e-3]),
         arm("ddp AdamW", Kind::Ddp { optimizer: adamw }, &[2e-3]),
@@ -403,7 +391,7 @@ fn whole(setting: Setting, knobs: Knobs, trials: usize, attacks: &[Attack]) -> S
         arm("diloco AdamW int8", diloco(adamw, true), &[2e-3]),
         arm("demo k=32", Kind::Demo { k: 32 }, &[1e-3]),
         arm(PLAIN, few(muon, false), &[8e-3, 1.6e-2]),
-        arm(MORE, sparse(muon, false, true, 256, knobs.more), &[8e-3, 4e-3]),
+        arm(MORE, sparse(muon, false, true, 256, knobs), &[8e-3, 4e-3]),
         arm(
             "sparse Muon reset k=64, sign2",
             saying(&few(muon, false), Quantizer::Sign2),
@@ -419,7 +407,7 @@ fn whole(setting: Setting, knobs: Knobs, trials: usize, attacks: &[Attack]) -> S
         arm("sparse AdamW reset k=64", few(adamw, false), &[2e-3]),
         arm(
             "sparse Muon reset k=64, no accumulator",
-            sparse(muon, false, false, 64, knobs.few),
+            sparse(muon, false, false, 64, knobs),
             &[4e-3],
         ),
     ];
@@ -443,8 +431,8 @@ fn few(setting: Setting, knobs: Knobs) -> Series {
         arms: vec![
             arm("ddp Muon", Kind::Ddp { optimizer: muon }, 4e-3),
             arm(DENSE, diloco(muon, false), 4e-3),
-            arm(PLAIN, sparse(muon, false, true, 64, knobs.few), 8e-3),
-            arm(MORE, sparse(muon, false, true, 256, knobs.more), 8e-3),
+            arm(PLAIN, sparse(muon, false, true, 64, knobs), 8e-3),
+            arm(MORE, sparse(muon, false, true, 256, knobs), 8e-3),
         ],
         troubles: Vec::new(),
     }
@@ -464,7 +452,7 @@ fn diloco(optimizer: OptimizerKind, int8: bool) -> Kind {
     Kind::Diloco { optimizer, int8 }
 }
 
-fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (beta, outer_rate): (f64, f64)) -> Kind {
+fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (beta, outer_rate): Knobs) -> Kind {
     Kind::Sparse {
         optimizer,
         carry,
