@@ -85,6 +85,9 @@ pub struct TimingConfig {
     pub view_secs: f64,
     /// Seconds that a valid commit must have been held widely before its omission is censorship (R12).
     pub censor_secs: f64,
+    /// Records by which training runs ahead of agreement (R16): 0 trains each round from the last record's model, 1 from the model of
+    /// the record before that, while the last round is still exchanged. 0 or 1; 0 by default, because 1 trains from an older model.
+    pub overlap: u32,
 }
 
 impl Default for TimingConfig {
@@ -95,6 +98,7 @@ impl Default for TimingConfig {
             fetch_secs: 15.0,
             view_secs: 3.0,
             censor_secs: 2.0,
+            overlap: 0,
         }
     }
 }
@@ -407,6 +411,13 @@ impl RunConfig {
                 "see `murmur new --help`",
             )?;
         }
+        check(
+            time.overlap <= 1,
+            "timing.overlap",
+            time.overlap.to_string(),
+            "0 or 1: a round is trained from the model of the last record, or of the one before",
+            "choose 0 or 1",
+        )?;
         let sorted = self.genesis.windows(2).all(|pair| pair[0].id < pair[1].id);
         let sane = self
             .genesis
@@ -486,6 +497,22 @@ mod tests {
             config.validate(),
             Err(ConfigError::Value {
                 field: "timing.collect_secs",
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn training_runs_ahead_by_one_record_at_most() {
+        let mut config = config();
+        assert_eq!(config.timing.overlap, 0, "a run that does not ask for it has none");
+        config.timing.overlap = 1;
+        assert_eq!(config.validate(), Ok(()));
+        config.timing.overlap = 2;
+        assert!(matches!(
+            config.validate(),
+            Err(ConfigError::Value {
+                field: "timing.overlap",
                 ..
             })
         ));

@@ -28,7 +28,7 @@ pub use driver::run;
 use crate::config::RunConfig;
 use crate::net::{Net, NetError, NetEvent};
 use crate::protocol::chain::ChainState;
-use crate::protocol::event::{AuditOrder, Notice, TrainOrder, Trained};
+use crate::protocol::event::{AuditOrder, Encode, Notice, TrainOrder, Trained};
 use crate::store::{Store, StoreError};
 use crate::types::*;
 
@@ -85,6 +85,8 @@ pub enum Work {
         /// When to stop at the latest.
         deadline: Instant,
     },
+    /// Make the contribution of what was trained.
+    Encode(Encode),
     /// Replace the model.
     Load {
         /// See [`Work`].
@@ -144,7 +146,18 @@ pub fn leaf_ranges(leaves: &[u64], accumulator_bytes: u64) -> Vec<std::ops::Rang
 /// The host's answers.
 #[derive(Debug)]
 pub enum Done {
-    /// A local round.
+    /// The steps of a local round.
+    TrainingEnded {
+        /// The order's branch.
+        branch: Branch,
+        /// Its round.
+        round: Round,
+        /// Whether there is something to encode.
+        fruitful: bool,
+        /// What failed, if anything did.
+        reason: Option<String>,
+    },
+    /// A local round, encoded.
     Trained {
         /// Its description.
         trained: Trained,
@@ -153,12 +166,12 @@ pub enum Done {
         /// A file holding the accumulator after it, served to auditors.
         accumulator: PathBuf,
     },
-    /// Nothing came of a local round: stopped before the first step, or a failure (with its reason).
+    /// What was trained could not be encoded.
     Idle {
         /// The round.
         round: Round,
-        /// What failed, if anything did.
-        reason: Option<String>,
+        /// What failed.
+        reason: String,
     },
     /// A model after [`Work::Load`] or [`Work::Apply`].
     Applied {
@@ -204,7 +217,7 @@ pub type Check = Arc<dyn Fn(&Commit, &[Bytes]) -> Result<(), String> + Send + Sy
 
 /// The driver's ends of the channels to the host.
 pub struct Host {
-    /// Work, in order. Training is interrupted by `stop`, everything else is short.
+    /// Work, in order. Training goes on beside it and is interrupted by `stop`; everything else is short.
     pub work: std::sync::mpsc::Sender<Work>,
     /// Answers.
     pub done: mpsc::Receiver<Done>,

@@ -12,7 +12,7 @@
 //! | R5 | weight is work, counted some rounds ago, capped, fading | [`membership`] |
 //! | R6 | ledger sums are u128 | [`crate::ledger`] |
 //! | R7 | assignment by quota from one stream, returned data first | [`assignment`], [`membership`] |
-//! | R8 | train until the quota is done or time is up, then commit | `round` |
+//! | R8 | train until the quota is done or time is up, then commit | `training` |
 //! | R9 | fetch committed blobs as they appear, say what one holds; who tells what to whom | `availability`, [`roster`] |
 //! | R10 | the proposer names what more than 2/3 hold | `round` |
 //! | R11 | a prevote says: I hold it all, and it follows the rules | `round` |
@@ -20,6 +20,7 @@
 //! | R13 | decide, apply; what is not counted never happened | `round` |
 //! | R14 | whose model differs doesn't vote, and heals | `round` |
 //! | R15 | uncounted rounds shrink the quota; silence to most, a lapse | [`membership`], [`chain`], `round` |
+//! | R16 | overlap: train a round while the one before it is agreed | [`overlap`], `training` |
 //! | R17, R18 | snapshots; joining | [`crate::node`] |
 //! | R19 | a restarted peer goes on; without its log it listens first | `log`, [`State::new`] |
 //! | | of two processes with one key one stops; clocks that leap | [`doubled`], [`clock`] |
@@ -49,7 +50,8 @@
 //!   regroup itself (R21): who has just started hears nobody yet, and liars are quick to say that they alone are left.
 //! - The cap on a weight (R5) binds a key, not a machine: who does more than a quarter of all work keeps its full weight by splitting
 //!   it over several keys. Below the cap splitting gains nothing.
-//! - R16 (overlap) isn't built yet.
+//! - With overlap (R16) the commit is still signed after the record before it, and names it as its parent: the accumulator step has to wait
+//!   for that record anyway, and nothing signed can be counted on two branches. Work in flight of a member that has gone is not counted.
 
 pub mod assignment;
 pub mod audit;
@@ -62,11 +64,13 @@ pub mod event;
 mod evidence;
 mod log;
 pub mod membership;
+pub mod overlap;
 pub mod planted;
 mod regroup;
 pub mod roster;
 mod round;
 pub mod sync;
+mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -79,6 +83,7 @@ use assignment::Assignment;
 use beacon::VrfKeys;
 use chain::{ChainState, RuleViolation, Step, Steps};
 use event::{Effect, Event, Notice, Timer};
+pub use overlap::train_order;
 
 /// A second, in the core's ticks.
 pub const SECOND: Micros = 1_000_000;
@@ -143,6 +148,8 @@ pub struct State {
     voters: Arc<Voters>,
     roster: roster::Roster,
     assignment: Assignment,
+    /// This peer's own local rounds.
+    training: training::Training,
     agreement: Agreement,
     /// Root of the model after `chain`'s round, once it is applied.
     model: Option<Hash>,
@@ -212,6 +219,7 @@ impl State {
             voters: Arc::new(chain.voters()),
             roster: roster::Roster::default(),
             assignment: chain.assignment(config),
+            training: training::Training::default(),
             agreement,
             model: None,
             parent_view: history.last().map_or(0, |(_, decided)| decided.certificate.slot.view),
@@ -272,6 +280,11 @@ impl State {
                     self.agreed(now, outputs);
                 }
             }
+            Event::TrainingEnded {
+                branch,
+                round,
+                fruitful,
+            } => self.training_ended(now, branch, round, fruitful),
             Event::Trained(trained) => self.trained(now, trained),
             Event::BlobHeld { blob } => self.blob_held(now, blob),
             Event::BlobBad { blob, reason } => self.blob_bad(now, blob, reason),
@@ -370,9 +383,7 @@ impl State {
     }
 
     fn is_member(&self, id: &PeerId) -> bool {
-        self.chain
-            .member(id)
-            .is_some_and(|member| member.standing == membership::Standing::Active)
+        self.chain.is_active(id)
     }
 
     /// Every message goes through here, its signature already verified.
@@ -599,21 +610,6 @@ impl State {
             }
             self.lots.insert((branch, round), lots);
         }
-    }
-}
-
-/// A member's work in the round after `chain`, which anyone can derive.
-pub fn train_order(chain: &ChainState, config: &RunConfig, member: &PeerId, until: Micros) -> event::TrainOrder {
-    let zero = config.verification.accumulator_zero;
-    event::TrainOrder {
-        branch: chain.agreed.branch,
-        round: chain.agreed.round.next(),
-        parent: chain.agreed.record,
-        batches: chain.assignment(config).of(member).to_vec(),
-        global_tokens: chain.agreed.tokens,
-        seed: chain.agreed.seed,
-        accumulator: chain.member(member).map_or(zero, |member| member.accumulator),
-        until,
     }
 }
 

@@ -116,6 +116,7 @@ impl Case {
         let work = TrainOrder {
             branch: 0,
             round: slot.round,
+            base: commit.base,
             parent: commit.parent,
             batches: batches.to_vec(),
             global_tokens: 5000,

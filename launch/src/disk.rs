@@ -12,7 +12,7 @@ use crate::start_model;
 use crate::units::Bytes;
 use crate::worker::kept_accumulators;
 
-/// Models on disk at once: the last two snapshots, and the current one.
+/// Models on disk at once: the last two snapshots, and the current one; with overlap a third snapshot.
 const MODELS: u64 = 3;
 
 /// Bytes that a peer of this run keeps for certain: its data, its models, its accumulators. Contributions come on top.
@@ -25,7 +25,9 @@ fn least(config: &RunConfig, data: &Manifest) -> Result<u64> {
         .iter()
         .fold(0, |sum: u64, shard| sum.saturating_add(shard.tokens));
     let start = u64::from(start_model::root_of(config)?.is_some());
-    let models = agreed.saturating_mul(4).saturating_mul(MODELS + start);
+    let models = agreed
+        .saturating_mul(4)
+        .saturating_mul(MODELS + start + u64::from(config.timing.overlap));
     let accumulators = kept.saturating_mul(4).saturating_mul(kept_accumulators(config) as u64);
     let floats = models.saturating_add(accumulators);
     Ok(tokens.saturating_mul(data.token_bytes as u64).saturating_add(floats))

@@ -62,6 +62,12 @@ pub enum Event {
         exchange_secs: f64,
         /// From the last commit held to the decision.
         agree_secs: f64,
+        /// From the decision before to this one.
+        #[serde(default)]
+        round_secs: f64,
+        /// The share of that in which this peer was training, for whichever round; 0 to 1.
+        #[serde(default)]
+        utilisation: f64,
         /// Sent since the round before.
         bytes_sent: u64,
         /// Received since the round before.

@@ -34,6 +34,8 @@ pub struct PeerFigures {
     pub model_root: Hash,
     /// Bytes it sent.
     pub bytes_sent: u64,
+    /// The share of its time that it spent training, over the rounds that it lived through.
+    pub utilisation: f64,
     /// Rounds in which its contribution counts.
     pub counted: u64,
     /// Tokens that count.
@@ -255,20 +257,26 @@ impl Figures {
             ..PeerFigures::default()
         };
         peer.tokens = self.rounds.values().filter_map(|round| round.tokens_by.get(&id)).sum();
+        let (mut busy, mut all) = (0.0, 0.0);
         for line in lines {
             if let Event::RoundDecided {
                 round,
                 model_root,
                 bytes_sent,
+                round_secs,
+                utilisation,
                 ..
             } = &line.event
             {
                 peer.bytes_sent += bytes_sent;
+                busy += utilisation * round_secs;
+                all += round_secs;
                 if *round >= peer.rounds {
                     (peer.rounds, peer.model_root) = (*round, *model_root);
                 }
             }
         }
+        peer.utilisation = if all > 0.0 { busy / all } else { 0.0 };
         peer
     }
 }
@@ -322,6 +330,8 @@ mod tests {
             train_secs: 1.0,
             exchange_secs: 0.1,
             agree_secs: 0.1,
+            round_secs: round as f64,
+            utilisation: 1.0 / (round + 1) as f64,
             bytes_sent: 100,
             bytes_received: 50,
         }
@@ -369,6 +379,8 @@ mod tests {
             .map(|p| (p.counted, p.tokens, p.bytes_sent))
             .collect();
         assert_eq!(shares, [(2, 20, 200), (1, 20, 200)]);
+        // Half of one second and a third of two.
+        assert!((figures.peers[0].utilisation - (0.5 + 2.0 / 3.0) / 3.0).abs() < 1e-12);
         assert_eq!(figures.losses(), [(1.0, 4.0), (2.0, 3.0)]);
     }
 

@@ -31,6 +31,7 @@ mod run_file;
 mod side;
 mod start_model;
 mod status;
+mod training;
 mod units;
 mod vocabulary;
 mod worker;

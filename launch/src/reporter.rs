@@ -43,6 +43,8 @@ pub struct Reporter {
     moved: Instant,
     /// (Unix seconds, tokens of the run, own points) after the last rounds.
     pace: VecDeque<(f64, u64, u128)>,
+    /// Seconds of the last rounds, and of those the ones spent training.
+    busy: VecDeque<(f64, f64)>,
     refused: BTreeMap<(PeerId, &'static str, String), u64>,
     met: Vec<KnownPeer>,
     /// Whether a founder has printed its ticket.
@@ -83,6 +85,7 @@ impl Reporter {
             val_loss: None,
             moved: Instant::now(),
             pace: VecDeque::new(),
+            busy: VecDeque::new(),
             refused: BTreeMap::new(),
             resync: None,
             resync_cost: (0, 0.0),
@@ -186,6 +189,8 @@ impl Reporter {
             train,
             exchange,
             agree,
+            span,
+            busy,
         } = notice
         else {
             return;
@@ -212,6 +217,10 @@ impl Reporter {
         });
         self.caught_up(round.0, sent.1);
         self.moved = Instant::now();
+        self.busy.push_back((secs(span), secs(busy)));
+        if self.busy.len() > PACE_ROUNDS {
+            self.busy.pop_front();
+        }
         self.write(Event::RoundDecided {
             round: round.0,
             branch,
@@ -224,6 +233,8 @@ impl Reporter {
             train_secs: secs(train),
             exchange_secs: secs(exchange),
             agree_secs: secs(agree),
+            round_secs: secs(span),
+            utilisation: share(secs(busy), secs(span)).unwrap_or_default(),
             bytes_sent: sent.0,
             bytes_received: sent.1,
         });
@@ -320,6 +331,7 @@ impl Reporter {
                 id: self.me,
                 points: u64::try_from(own).unwrap_or(u64::MAX),
                 earning_per_hour: 3600.0 * points_per_sec,
+                utilisation: self.utilisation(),
                 upload: told.traffic.0,
                 download: told.traffic.1,
                 disk: told.disk,
@@ -363,6 +375,13 @@ impl Reporter {
             last.1.saturating_sub(first.1) as f64 / secs,
             last.2.saturating_sub(first.2) as f64 / secs,
         )
+    }
+
+    /// The share of the last rounds' time spent training.
+    fn utilisation(&self) -> Option<f64> {
+        let each = self.busy.iter();
+        let (span, busy) = each.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        share(busy, span)
     }
 
     /// R3: this peer and others that it knows the addresses of, with the last certified record.
@@ -413,6 +432,11 @@ impl Reporter {
             self.met = met;
         }
     }
+}
+
+/// `part` of `whole`, where there is any.
+fn share(part: f64, whole: f64) -> Option<f64> {
+    (whole > 0.0).then(|| part / whole)
 }
 
 fn points(ledger: &Ledger, id: &PeerId) -> u128 {

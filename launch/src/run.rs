@@ -1,11 +1,12 @@
 //! A peer, from start to end: the whole story of a run.
 //!
 //! ```text
-//!            Work: train, apply, load, audit          frames, blobs, records
-//!   worker <---------------------------------- node <-----------------------> other peers
-//!   (tensors)  Done: shards, roots, verdicts    |  (the protocol; no tensors)
-//!      |                                        | notices, status
-//!      v                                        v
+//!             Work: train, encode, apply, load, audit     frames, blobs, records
+//!   worker <------------------------------------- node <-----------------------> other peers
+//!   (tensors)   Done: shards, roots, verdicts      |  (the protocol; no tensors)
+//!    |  |                                          | notices, status
+//!    |  `--> training (steps)                      |
+//!    v                                             v
 //!   side (audits, evaluations)  --evals-->  reporter: events.jsonl, status.json, a line a round
 //! ```
 
@@ -31,7 +32,7 @@ use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::reporter::Reporter;
 use crate::side::{self, Backlog};
-use crate::{disk, worker};
+use crate::{disk, training, worker};
 
 /// How far computing threads stand back (nice; 0 is usual, 19 the most): a third of a contended core instead of half.
 #[cfg(target_os = "linux")]
@@ -164,7 +165,7 @@ fn shared_files(dir: &PeerDir, kit: &Kit) -> Vec<std::path::PathBuf> {
         .collect()
 }
 
-/// What the two computing threads share.
+/// What the computing threads share.
 struct Computing {
     kit: Arc<Kit>,
     dir: PeerDir,
@@ -181,7 +182,7 @@ struct Threads {
 }
 
 impl Computing {
-    /// Starts worker and side thread.
+    /// Starts the worker, the thread that trains, and the side thread.
     fn start(self, done: mpsc::Sender<Done>, evals: mpsc::Sender<(u64, HeldOut)>) -> Result<Threads> {
         let devices = devices(self.local.device.as_deref())?;
         let threads = threads(self.local.threads)?;
@@ -189,6 +190,8 @@ impl Computing {
         let backlog = Backlog::default();
         let (work_sender, work) = std_mpsc::channel();
         let (side_sender, tasks) = std_mpsc::channel();
+        let (training_sender, jobs) = std_mpsc::channel();
+        let (found_sender, found) = std_mpsc::channel();
         let aside = side::Setup {
             kit: self.kit.clone(),
             device: devices[0],
@@ -202,15 +205,29 @@ impl Computing {
             kit: self.kit,
             dir: self.dir,
             me: self.me,
+            threads,
+            keeping,
+            backlog,
+            stop: self.stop.clone(),
+            done: done.clone(),
+            training: training_sender,
+            found,
+            side: side_sender,
+        };
+        let steps = training::Setup {
+            kit: setup.kit.clone(),
             devices,
             threads,
             cheat: self.cheat,
-            keeping,
-            backlog,
             stop: self.stop,
             done,
-            side: side_sender,
+            found: found_sender,
         };
+        // Its error is the one that the others follow from, so it is looked at first.
+        let training = thread::Builder::new().name("training".into()).spawn(move || {
+            give_way();
+            training::work(steps, &jobs)
+        })?;
         let worker = thread::Builder::new().name("worker".into()).spawn(move || {
             give_way();
             worker::work(setup, &work)
@@ -221,7 +238,7 @@ impl Computing {
         })?;
         Ok(Threads {
             work: work_sender,
-            handles: vec![worker, side],
+            handles: vec![training, worker, side],
         })
     }
 }

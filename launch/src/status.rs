@@ -77,6 +77,9 @@ pub struct OwnStatus {
     pub points: u64,
     /// Points earned an hour, at the pace of the last rounds.
     pub earning_per_hour: f64,
+    /// The share of its time that it spent training in the last rounds, 0 to 1; absent before the first.
+    #[serde(default)]
+    pub utilisation: Option<f64>,
     /// Bytes sent by this process.
     pub upload: u64,
     /// Bytes received by this process.

@@ -1,6 +1,7 @@
 //! The thread that owns the model: takes [`Work`] from the protocol, gives [`Done`].
 //!
-//! `agreed` is the agreed state as plain floats on the CPU, the model's parameters first; the device only ever sees copies. Audits and evaluations are handed to
+//! `agreed` is the agreed state as plain floats on the CPU, the model's parameters first; the device only ever sees copies. Steps are taken by
+//! [`crate::training`], so that records are applied and contributions encoded while training goes on; audits and evaluations are handed to
 //! [`crate::side`], so that a round never waits for them.
 
 use std::path::PathBuf;
@@ -12,22 +13,19 @@ use anyhow::{Result, anyhow};
 use bytes::Bytes;
 use coordinatorless::config::RunConfig;
 use coordinatorless::node::{Done, Step, Stop, Work};
-use coordinatorless::protocol::event::{TrainOrder, Trained};
-use coordinatorless::types::{BatchIndex, Branch, Hash, PeerId, Round};
-use tch::Device;
+use coordinatorless::protocol::event::{Encode, TrainOrder, Trained};
+use coordinatorless::types::{Branch, Hash, PeerId, Round};
 use trainer::checkpoint;
 use trainer::compress::Codec;
-use trainer::local::{LocalError, RoundInputs, set_threads};
-use trainer::replicas::Replicas;
+use trainer::local::set_threads;
 
 use crate::accumulators::Accumulators;
-use crate::cheat::{sent, trained_on};
-use crate::cli::Cheat;
 use crate::keeper::Policy;
-use crate::kit::{Kit, batch_indices};
+use crate::kit::Kit;
 use crate::model_file::{self, Stamp};
 use crate::peer_dir::PeerDir;
 use crate::side::{Backlog, Task};
+use crate::training::{Found, Job};
 
 /// Rounds between two evaluations; the members take turns.
 const EVAL_ROUNDS: u64 = 5;
@@ -44,12 +42,8 @@ pub struct Setup {
     pub dir: PeerDir,
     /// This peer.
     pub me: PeerId,
-    /// Where to compute: every batch is shared out over them.
-    pub devices: Vec<Device>,
     /// With how many threads.
     pub threads: usize,
-    /// How this peer cheats, in a demo that wants it caught.
-    pub cheat: Option<Cheat>,
     /// Which models are kept.
     pub keeping: Policy,
     /// The models that wait for the side thread.
@@ -58,6 +52,10 @@ pub struct Setup {
     pub stop: Stop,
     /// Answers.
     pub done: tokio::sync::mpsc::Sender<Done>,
+    /// Local rounds to train.
+    pub training: Sender<Job>,
+    /// What came of them.
+    pub found: Receiver<Found>,
     /// Audits and evaluations.
     pub side: Sender<Task>,
 }
@@ -65,45 +63,19 @@ pub struct Setup {
 /// The worker's own.
 struct Worker {
     setup: Setup,
-    replicas: Replicas,
     accumulators: Accumulators,
-    agreed: Vec<f32>,
+    /// Copied when it changes, if it is still trained from.
+    agreed: Arc<Vec<f32>>,
+    /// With overlap (R16), the state of the round before, and which that is: the round in flight was trained from it.
+    before: Option<(u64, Arc<Vec<f32>>)>,
+    /// What was trained and waits to be encoded.
+    waiting: Vec<Found>,
+    /// Whether there is a thread that trains.
+    trains: bool,
     at: Option<Stamp>,
     saved: Option<Stamp>,
     saved_at: Instant,
     save_took: Duration,
-    patience: Patience,
-    /// A cheat's pseudo-gradient of the round before; nobody else keeps one.
-    last: Vec<f32>,
-}
-
-/// How often in a row this peer's rounds have ended in a loss or gradient that is no number. One may be a bad batch; [`Patience::MOST`] are a bad run.
-#[derive(Debug, Default)]
-struct Patience {
-    spent: u32,
-}
-
-impl Patience {
-    const MOST: u32 = 5;
-
-    fn spend(&mut self) {
-        self.spent += 1;
-    }
-
-    fn renew(&mut self) {
-        self.spent = 0;
-    }
-
-    /// Why the peer stops, once it must.
-    fn lost(&self) -> Option<String> {
-        (self.spent >= Self::MOST).then(|| {
-            format!(
-                "{} rounds in a row ended in a loss or gradient that is not a number: the model diverges or the data are broken. Try a lower \
-                 training.optimizer.lr, or training.precision = \"fp32\" if it is bf16, and look at the batches named in the log above",
-                self.spent
-            )
-        })
-    }
 }
 
 /// How many accumulators a peer keeps: those of rounds that an auditor may still ask for, and some.
@@ -115,21 +87,21 @@ pub fn kept_accumulators(config: &RunConfig) -> usize {
 /// Works until the protocol hangs up, then writes the model out.
 ///
 /// # Errors
-/// The model does not fit the device, or the disk.
+/// The disk.
 pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
     set_threads(setup.threads);
     let kit = &setup.kit;
     let keep = kept_accumulators(&kit.config);
     let mut worker = Worker {
-        replicas: Replicas::new(&kit.model, &setup.devices, setup.threads)?,
         accumulators: Accumulators::open(setup.dir.accumulators(), kit.kept(), keep)?,
-        agreed: Vec::new(),
+        agreed: Arc::default(),
+        before: None,
+        waiting: Vec::new(),
+        trains: true,
         at: None,
         saved: None,
         saved_at: Instant::now(),
         save_took: Duration::ZERO,
-        patience: Patience::default(),
-        last: Vec::new(),
         setup,
     };
     for order in orders {
@@ -139,9 +111,8 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
         {
             break;
         }
-        if let Some(reason) = worker.patience.lost() {
-            worker.save()?;
-            return Err(anyhow!(reason));
+        if !worker.trains {
+            break;
         }
         worker.save_now_and_then()?;
     }
@@ -151,7 +122,8 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
 impl Worker {
     fn take(&mut self, work: Work) -> Option<Done> {
         match work {
-            Work::Train { id, order, deadline } => Some(self.train(id, &order, deadline)),
+            Work::Train { id, order, deadline } => self.train(id, order, deadline),
+            Work::Encode(encode) => Some(self.encode(&encode)),
             Work::Load { epoch, branch, source } => {
                 let rebuilt = self.setup.kit.rebuild(&source);
                 let round = source
@@ -160,7 +132,10 @@ impl Worker {
                     .map_or(source.round, |step| step.decided.record.slot.round);
                 Some(answer(
                     epoch,
-                    rebuilt.map(|agreed| self.hold(epoch, branch, round, agreed)),
+                    rebuilt.map(|agreed| {
+                        (self.agreed, self.before) = (Arc::new(agreed), None);
+                        self.hold(epoch, branch, round)
+                    }),
                 ))
             }
             Work::Apply { epoch, step, snapshot } => Some(answer(epoch, self.apply(epoch, &step, snapshot))),
@@ -182,9 +157,8 @@ impl Worker {
         }
     }
 
-    /// Takes `agreed` as the agreed state.
-    fn hold(&mut self, epoch: u64, branch: Branch, round: Round, agreed: Vec<f32>) -> Done {
-        self.agreed = agreed;
+    /// The agreed state is that after this round now.
+    fn hold(&mut self, epoch: u64, branch: Branch, round: Round) -> Done {
         let model_root = self.setup.kit.root(&self.agreed);
         self.at = Some(Stamp {
             branch,
@@ -205,9 +179,12 @@ impl Worker {
             return Err(anyhow!("asked to apply a record without a model"));
         }
         let slot = step.decided.record.slot;
-        self.setup.kit.apply(&mut self.agreed, step)?;
-        let agreed = std::mem::take(&mut self.agreed);
-        let held = self.hold(epoch, slot.branch, slot.round, agreed);
+        if self.setup.kit.config.timing.overlap > 0 {
+            self.before = self.at.map(|at| (at.round, self.agreed.clone()));
+        }
+        let agreed: &mut Vec<f32> = Arc::make_mut(&mut self.agreed);
+        self.setup.kit.apply(agreed, step)?;
+        let held = self.hold(epoch, slot.branch, slot.round);
         self.evaluate_in_turn(step);
         if self.setup.keeping.wants(slot.round.0) {
             self.aside(slot.round.0, "kept", |round, theta| Task::Keep { round, theta });
@@ -263,98 +240,89 @@ impl Worker {
             .send(task(round, self.setup.kit.parameters(&self.agreed).to_vec()));
     }
 
-    fn train(&mut self, id: u64, order: &TrainOrder, deadline: Instant) -> Done {
-        let round = order.round;
-        if !self.setup.stop.wants(id) || order.batches.is_empty() {
-            return Done::Idle { round, reason: None };
+    /// Hands a local round to the thread that trains, with the model that it names: the last, or with overlap the one before.
+    fn train(&mut self, id: u64, order: TrainOrder, deadline: Instant) -> Option<Done> {
+        let Setup { kit, stop, .. } = &self.setup;
+        if !stop.wants(id) {
+            return None;
         }
-        // Whatever was assigned and not delivered is handed out again by the next record.
-        match self.contribute(id, order, deadline) {
-            Ok(Some(done)) => {
-                self.patience.renew();
-                done
-            }
-            Ok(None) => Done::Idle { round, reason: None },
-            Err(error) => {
-                if let Some(LocalError::NonFinite { step, .. }) = error.downcast_ref() {
-                    self.patience.spend();
-                    let batch = batch_indices(&order.batches).nth(*step as usize);
-                    tracing::warn!(%round, step, ?batch, "round abandoned: {error:#}");
-                }
-                Done::Idle {
-                    round,
-                    reason: Some(format!("{error:#}")),
-                }
-            }
-        }
+        // A branch may begin on the model of another; only the round must fit.
+        let last = self.at.map(|at| (at.round, &self.agreed));
+        let before = self.before.as_ref().map(|(round, agreed)| (*round, agreed));
+        let base = [last, before]
+            .into_iter()
+            .flatten()
+            .find(|(round, _)| *round == order.base.0);
+        let Some((_, agreed)) = base else {
+            return Some(Done::TrainingEnded {
+                branch: order.branch,
+                round: order.round,
+                fruitful: false,
+                reason: Some(format!("the model after round {} is not here (any more)", order.base)),
+            });
+        };
+        let state = match kit.training.carried(&kit.model) {
+            0 => Vec::new(),
+            _ => self.accumulators.load(order.accumulator).0.split_off(kit.layout.total),
+        };
+        // What was trained for the round before may wait to be encoded; nothing else is of use any more.
+        self.waiting.extend(self.setup.found.try_iter());
+        self.waiting.retain(|found| found.order.round.next() == order.round);
+        let job = Job {
+            id,
+            order,
+            deadline,
+            agreed: agreed.clone(),
+            state,
+        };
+        // If that thread is gone, it says why, and the process is ending.
+        self.trains &= self.setup.training.send(job).is_ok();
+        None
     }
 
-    /// Trains, encodes, keeps the accumulator. `None` if it was stopped before the first step's end.
-    fn contribute(&mut self, id: u64, order: &TrainOrder, deadline: Instant) -> Result<Option<Done>> {
-        let Setup { kit, stop, cheat, .. } = &self.setup;
-        // A branch may begin on the model of another; only the round must fit.
-        if self.at.is_none_or(|at| at.round != order.round.previous().0) {
-            return Err(anyhow!(
-                "the model here is that of another round: expected {}",
-                order.round.previous()
-            ));
-        }
-        let assigned: Vec<BatchIndex> = batch_indices(&order.batches)
-            .take(kit.training.max_inner_steps as usize)
-            .collect();
-        let claimed = assigned.len();
-        let batches = trained_on(*cheat, assigned);
-        let steps = batches.len();
-        let (mut before, accumulator_before) = self.accumulators.load(order.accumulator);
-        let state = before.split_off(kit.layout.total);
-        let inputs = RoundInputs {
-            theta: kit.parameters(&self.agreed),
-            state: &state,
-            global_tokens: order.global_tokens,
-            batches: &mut |step| batches.get(step as usize).map(|index| kit.batch(*index)),
-            keep_going: &mut |_| stop.wants(id) && Instant::now() < deadline,
-            observe: &mut |step, loss| tracing::debug!(round = %order.round, step, loss, "trained"),
-        };
-        let mut local = self.replicas.local_round(&kit.training, inputs)?;
-        if !stop.wants(id) {
-            return Ok(None);
-        }
-        if cheat.is_some() {
-            let found = local.delta.clone();
-            sent(*cheat, &mut local.delta, &self.last);
-            self.last = found;
-        }
-        let vector = kit.algorithm.vector(local.delta);
+    fn encode(&mut self, encode: &Encode) -> Done {
+        let round = encode.work.round;
+        self.contribute(encode).unwrap_or_else(|error| Done::Idle {
+            round,
+            reason: format!("{error:#}"),
+        })
+    }
+
+    /// Encodes what was trained, keeps the accumulator.
+    fn contribute(&mut self, encode: &Encode) -> Result<Done> {
+        self.waiting.extend(self.setup.found.try_iter());
+        let at = self.waiting.iter().position(|found| found.order == encode.work);
+        let found = at.map(|at| self.waiting.swap_remove(at));
+        // Of what was to be encoded before this, nothing will be; what is trained ahead may be.
+        self.waiting.retain(|found| found.order.round > encode.work.round);
+        let found = found.ok_or_else(|| anyhow!("what was trained is not here"))?;
+        let kit = &self.setup.kit;
+        let (mut before, accumulator_before) = self.accumulators.load(encode.accumulator);
+        before.truncate(kit.layout.total);
+        let vector = kit.algorithm.vector(found.delta);
         let mut encoded = kit
             .algorithm
             .codec()
             .encode_with(&before, &vector, self.setup.threads)?;
-        encoded.accumulator.extend(&local.state);
+        encoded.accumulator.extend(&found.state);
         let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
         let shards: Vec<Bytes> = encoded.shards.into_iter().map(Bytes::from).collect();
-        // An honest peer claims the steps it took; a cheat that was not cut short claims all that it was given.
-        let done = local.steps as usize;
-        let tokens = if done == steps {
-            claimed as u64 * kit.training.tokens_per_step()
-        } else {
-            local.tokens
-        };
         let trained = Trained {
-            branch: order.branch,
-            round: order.round,
+            branch: encode.branch,
+            round: encode.work.round,
             shards: shards.iter().map(|shard| Hash::of(shard)).collect(),
             len: shards.iter().map(|shard| shard.len() as u64).sum(),
-            tokens,
-            loss_micros: (local.mean_loss * 1e6).clamp(0.0, 1e15) as u64,
-            trace_root: Hash(local.trace_root),
+            tokens: found.tokens,
+            loss_micros: (found.mean_loss * 1e6).clamp(0.0, 1e15) as u64,
+            trace_root: Hash(found.trace_root),
             accumulator_before,
             accumulator_after,
         };
-        Ok(Some(Done::Trained {
+        Ok(Done::Trained {
             trained,
             shards,
             accumulator,
-        }))
+        })
     }
 
     fn save_now_and_then(&mut self) -> Result<()> {
@@ -382,32 +350,4 @@ fn answer(epoch: u64, result: Result<Done>) -> Done {
         epoch,
         reason: format!("{error:#}"),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn five_diverged_rounds_in_a_row_end_the_peer_with_what_to_try() {
-        let mut patience = Patience::default();
-        for _ in 0..4 {
-            patience.spend();
-        }
-        assert!(patience.lost().is_none());
-        patience.renew();
-        for _ in 0..4 {
-            patience.spend();
-        }
-        assert!(
-            patience.lost().is_none(),
-            "a good round in between starts the count anew"
-        );
-        patience.spend();
-        let reason = patience.lost().unwrap();
-        assert!(
-            reason.contains("training.optimizer.lr") && reason.contains("fp32"),
-            "{reason}"
-        );
-    }
 }

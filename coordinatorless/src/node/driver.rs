@@ -62,7 +62,8 @@ pub(super) struct Driver {
     pub applying: VecDeque<Arc<Decided>>,
     pub busy: bool,
     pub epoch: u64,
-    pub training: u64,
+    /// The number of the last piece of training, and its round.
+    pub training: (u64, Round),
     /// Own accumulator roots by round.
     pub accumulators: BTreeMap<Round, Hash>,
     pub shared: HashSet<Hash>,
@@ -129,7 +130,7 @@ impl Driver {
             applying: VecDeque::new(),
             busy: false,
             epoch: 0,
-            training: 0,
+            training: (0, Round(0)),
             accumulators: BTreeMap::new(),
             shared,
             guests: BTreeMap::new(),
@@ -144,8 +145,23 @@ impl Driver {
         let branch = driver.state.chain().agreed.branch;
         let effects = driver.state.start(driver.now());
         driver.carry_out(effects)?;
-        driver.load_model(branch, round);
+        // O8: the model that the work in flight is trained from, then the last.
+        let (base, last) = (driver.state.chain().base(), driver.node.store.record(round)?);
+        match last.filter(|_| base < round && driver.has_work_in_flight()) {
+            Some(last) => {
+                driver.load_model(branch, base);
+                driver.applying.push_back(Arc::new(last));
+            }
+            None => driver.load_model(branch, round),
+        }
         Ok(driver)
+    }
+
+    /// Whether this peer has work that was handed out a record ago (R16).
+    fn has_work_in_flight(&self) -> bool {
+        let (chain, me) = (self.state.chain(), self.keys.id());
+        let work = chain.agreed.in_flight.as_ref();
+        chain.is_active(&me) && work.is_some_and(|work| work.shares.iter().any(|share| share.member == me))
     }
 
     /// The core's time: microseconds since the start, less what this process stood still.
@@ -288,7 +304,7 @@ impl Driver {
             Some(Command::Leave) | None => {
                 if self.leaving_at.is_none() {
                     self.leaving_at = Some(Instant::now());
-                    self.node.host.stop.up_to(self.training);
+                    self.node.host.stop.up_to(self.training.0);
                     self.handle(Event::Leave)?;
                 }
                 Ok(())
@@ -314,10 +330,23 @@ impl Driver {
                 self.accumulators = self.accumulators.split_off(&oldest);
                 self.handle(Event::Trained(trained))
             }
-            Done::Idle { round, reason } => {
+            Done::TrainingEnded {
+                branch,
+                round,
+                fruitful,
+                reason,
+            } => {
                 if let Some(reason) = reason {
-                    self.notice(Notice::Warning(format!("no contribution to round {round}: {reason}")));
+                    self.idle(round, &reason);
                 }
+                self.handle(Event::TrainingEnded {
+                    branch,
+                    round,
+                    fruitful,
+                })
+            }
+            Done::Idle { round, reason } => {
+                self.idle(round, &reason);
                 Ok(())
             }
             Done::Applied {
@@ -344,6 +373,10 @@ impl Driver {
             Done::Applied { .. } | Done::Failed { .. } => Ok(()),
             Done::Audited(verdict) => self.handle(Event::Audited(verdict)),
         }
+    }
+
+    fn idle(&mut self, round: Round, reason: &str) {
+        self.notice(Notice::Warning(format!("no contribution to round {round}: {reason}")));
     }
 
     fn job(&mut self, job: Job) -> Result<(), NodeError> {

@@ -47,15 +47,18 @@ impl Driver {
             Effect::SetTimer(timer, at) => drop(self.timers.insert(timer, at)),
             Effect::CancelTimer(timer) => drop(self.timers.remove(&timer)),
             Effect::Train(order) => {
-                self.training += 1;
+                self.training = (self.training.0 + 1, order.round);
                 let left = Duration::from_micros(order.until.saturating_sub(self.now()));
                 self.give(Work::Train {
-                    id: self.training,
+                    id: self.training.0,
                     order,
                     deadline: Instant::now() + left,
                 })?;
             }
-            Effect::StopTraining(_) => self.node.host.stop.up_to(self.training),
+            Effect::Encode(order) => self.give(Work::Encode(order))?,
+            // One piece is in work at a time. With overlap it may be that of the round after.
+            Effect::StopTraining(round) if self.training.1 <= round => self.node.host.stop.up_to(self.training.0),
+            Effect::StopTraining(_) => {}
             Effect::Fetch { commit, providers, .. } => self.fetch(commit, providers),
             // Begun when all effects are carried out: then it is known how far there is to go.
             Effect::Apply(decided) => self.applying.push_back(decided),
@@ -153,7 +156,7 @@ impl Driver {
         let by_leaf = self.node.config.opens_leaves;
         self.jobs.spawn(async move {
             let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
-            let source = transfer::model_source(&net, &store, order.work.round.previous(), &others, spacing).await;
+            let source = transfer::model_source(&net, &store, order.work.base, &others, spacing).await;
             let shards = transfer::fetch_contribution(&net, &commit, &others)
                 .await
                 .unwrap_or_default();

@@ -85,7 +85,9 @@ impl Driver {
         });
         let finality = self.node.config.run.membership.finality_rounds;
         let folder = file.parent().unwrap_or(Path::new("."));
-        dropped.extend(superseded(&mut all, finality, |entry| is_young(folder, entry)));
+        dropped.extend(superseded(&mut all, self.kept(), finality, |entry| {
+            is_young(folder, entry)
+        }));
         for old in dropped.iter().filter(|old| old.model_root != root) {
             let _gone = tokio::fs::remove_file(snapshot_file(folder, old)).await;
         }
@@ -96,6 +98,11 @@ impl Driver {
             self.node.store.release_states_below(oldest)?;
         }
         self.collect_garbage()
+    }
+
+    /// R17: the last two snapshots. With overlap (R16) one more: a round is replayed from the model of a record before.
+    fn kept(&self) -> usize {
+        2 + self.node.config.run.timing.overlap as usize
     }
 
     /// Drops blobs that neither R17 nor the round in progress nor an auditor needs.
@@ -111,7 +118,7 @@ impl Driver {
             while next.is_none_or(|next| at <= next)
                 && let Some(decided) = self.node.store.record(at)?
             {
-                if i + 2 < snapshots.len() && decided.record.slot.branch != snapshot.branch {
+                if i + self.kept() < snapshots.len() && decided.record.slot.branch != snapshot.branch {
                     break;
                 }
                 for one in &decided.record.contributions {
@@ -137,18 +144,19 @@ fn is_young(folder: &Path, entry: &SnapshotEntry) -> bool {
     written.is_ok_and(|written| written.elapsed().unwrap_or_default() < YOUNG)
 }
 
-/// Takes out what need not be kept. R17: the last two, with everything counted since the older; some more while they are young,
+/// Takes out what need not be kept. R17: the last `least`, with everything counted since the oldest; some more while they are young,
 /// since rounds may be shorter than a transfer; and while a branch may still be gone back to (R21), the newest snapshot from before
 /// it was left: those who come back may be too few to have one.
 fn superseded(
     all: &mut Vec<SnapshotEntry>,
+    least: usize,
     finality: u64,
     young: impl Fn(&SnapshotEntry) -> bool,
 ) -> Vec<SnapshotEntry> {
     let Some(newest) = all.last().copied() else {
         return Vec::new();
     };
-    let older = all.len().saturating_sub(2);
+    let older = all.len().saturating_sub(least);
     let kept: Vec<bool> = all
         .iter()
         .enumerate()
@@ -180,7 +188,7 @@ mod tests {
         let mut all = Vec::new();
         for (branch, round) in rounds {
             all.push(at(branch, round));
-            superseded(&mut all, 64, |entry| entry.model_len > 1);
+            superseded(&mut all, 2, 64, |entry| entry.model_len > 1);
         }
         all.iter().map(|entry| (entry.branch, entry.round.0)).collect()
     }
@@ -193,10 +201,10 @@ mod tests {
     #[test]
     fn young_snapshots_stay_up_to_eight() {
         let mut all: Vec<SnapshotEntry> = (1..=12).map(|i| at(0, i * 4)).collect();
-        superseded(&mut all, 64, |entry| entry.round >= Round(36));
+        superseded(&mut all, 2, 64, |entry| entry.round >= Round(36));
         assert_eq!(all.first().map(|entry| entry.round), Some(Round(36)));
         let mut all: Vec<SnapshotEntry> = (1..=12).map(|i| at(0, i * 4)).collect();
-        superseded(&mut all, 64, |_| true);
+        superseded(&mut all, 2, 64, |_| true);
         assert_eq!(all.len(), MAX_YOUNG);
     }
 

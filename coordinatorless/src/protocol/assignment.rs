@@ -46,12 +46,21 @@ impl Assignment {
             }
             members.push((*id, ranges));
         }
+        Self {
+            cursor,
+            pool: pool.into(),
+            ..Self::of_members(members)
+        }
+    }
+
+    /// One that was made earlier: these batches, with nothing left of cursor and pool to hand on.
+    pub fn of_members(members: Vec<(PeerId, Vec<DataRange>)>) -> Self {
         let mut places: Vec<(PeerId, usize)> = members.iter().enumerate().map(|(at, (id, _))| (*id, at)).collect();
         places.sort_unstable();
         Self {
             members,
-            cursor,
-            pool: pool.into(),
+            cursor: 0,
+            pool: Vec::new(),
             places,
         }
     }
@@ -69,13 +78,18 @@ impl Assignment {
         self.of(member).iter().map(|range| range.len).sum()
     }
 
-    /// What goes back when each member did a prefix of its batches: `(returned, retired)`, both sorted. Data of a member that
-    /// delivered nothing counts one return more; the rest of a member that ran out of time does not.
-    pub fn leftovers(&self, done: impl Fn(&PeerId) -> u64) -> (Vec<DataRange>, Vec<DataRange>) {
+    /// What goes back when each member did a prefix of its batches: `(returned, retired)`, both sorted. Data of a member that was
+    /// there and delivered nothing counts one return more; the rest of a member that ran out of time does not, nor does that of one
+    /// who had gone by then (R16).
+    pub fn leftovers(
+        &self,
+        done: impl Fn(&PeerId) -> u64,
+        there: impl Fn(&PeerId) -> bool,
+    ) -> (Vec<DataRange>, Vec<DataRange>) {
         let (mut returned, mut retired) = (Vec::new(), Vec::new());
         for (id, ranges) in &self.members {
             let mut skip = done(id);
-            let silent = skip == 0;
+            let silent = skip == 0 && there(id);
             for range in ranges {
                 let used = if planted(Bug::CountTwice) {
                     0
@@ -157,11 +171,26 @@ mod tests {
         }];
         for round in 1..=3 {
             let assignment = Assignment::new(&[(peer(1), 4)], 50, &pool);
-            let (returned, retired) = assignment.leftovers(|_| 0);
+            let (returned, retired) = assignment.leftovers(|_| 0, |_| true);
             assert_eq!(retired.len(), usize::from(round == 3));
             pool = returned;
         }
         assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn data_of_a_member_that_went_away_is_no_sign_of_poison() {
+        let mut pool = vec![DataRange {
+            start: 0,
+            len: 4,
+            returns: 0,
+        }];
+        for _ in 0..2 * MAX_RETURNS {
+            let assignment = Assignment::new(&[(peer(1), 4)], 50, &pool);
+            let (returned, retired) = assignment.leftovers(|_| 0, |_| false);
+            assert_eq!((returned.as_slice(), retired.len()), (pool.as_slice(), 0));
+            pool = returned;
+        }
     }
 
     proptest! {
@@ -181,7 +210,7 @@ mod tests {
             let quotas: Vec<_> = quotas.iter().enumerate().map(|(i, q)| (peer(i as u8), *q)).collect();
             let assignment = Assignment::new(&quotas, start, &pool);
             let did = |id: &PeerId| done[id.0[0] as usize].min(assignment.quota(id));
-            let (returned, retired) = assignment.leftovers(did);
+            let (returned, retired) = assignment.leftovers(did, |id| id.0[0] % 2 == 0);
             let mut seen = batches(assignment.pool.iter().chain(&returned).chain(&retired));
             for (id, ranges) in &assignment.members {
                 let mine: Vec<u64> = ranges.iter().flat_map(|r| r.start..r.start + r.len).collect();

@@ -15,6 +15,7 @@ use super::audit::{self, Accusation, Auditable};
 use super::beacon;
 use super::event::Notice;
 use super::membership::{self, MEAN_SPEED, Member, Standing};
+use super::overlap::InFlight;
 use crate::agreement::Voters;
 use crate::config::RunConfig;
 use crate::ledger::Ledger;
@@ -58,6 +59,8 @@ pub struct Agreed {
     pub cursor: BatchIndex,
     /// Returned data, sorted.
     pub pool: Vec<DataRange>,
+    /// With overlap (R16), the work that the next record counts, handed out a record ago.
+    pub in_flight: Option<InFlight>,
     /// Tokens counted so far.
     pub tokens: u64,
     /// Members, sorted by id.
@@ -145,6 +148,7 @@ impl ChainState {
             seed: blake3::derive_key("murmur/v1/genesis-seed", &run.0),
             cursor: 0,
             pool: Vec::new(),
+            in_flight: None,
             tokens: 0,
             members,
             weights: Vec::new(),
@@ -160,6 +164,12 @@ impl ChainState {
             fork: None,
         };
         state.settle_voters(config);
+        if config.timing.overlap > 0 {
+            // O1: the first round's work is in flight from the beginning, so that the second's can be handed out.
+            let first = state.hand_out_for(config, Round(1));
+            state.agreed.in_flight = Some(InFlight::freeze(&state, &first, None));
+            (state.agreed.cursor, state.agreed.pool) = (first.cursor, first.pool);
+        }
         state
     }
 
@@ -236,9 +246,32 @@ impl ChainState {
         Voters::new(self.agreed.weights.clone(), self.agreed.seed, last)
     }
 
-    /// Who trains on what in the next round (R7).
+    /// Whether this peer takes part.
+    pub fn is_active(&self, id: &PeerId) -> bool {
+        self.member(id)
+            .is_some_and(|member| member.standing == Standing::Active)
+    }
+
+    /// Who trains on what in the next round (R7); with overlap that was handed out a record ago (R16).
     pub fn assignment(&self, config: &RunConfig) -> Assignment {
-        let quotas = membership::quotas(config, &self.agreed.members, self.agreed.round.next());
+        match &self.agreed.in_flight {
+            Some(work) => work.assignment(),
+            None => self.hand_out(config),
+        }
+    }
+
+    /// The work that this state hands out: that of the next round, or with overlap that of the one after.
+    pub fn hand_out(&self, config: &RunConfig) -> Assignment {
+        let next = self.agreed.round.next();
+        let round = match self.agreed.in_flight {
+            Some(_) => next.next(),
+            None => next,
+        };
+        self.hand_out_for(config, round)
+    }
+
+    fn hand_out_for(&self, config: &RunConfig, round: Round) -> Assignment {
+        let quotas = membership::quotas(config, &self.agreed.members, round);
         Assignment::new(&quotas, self.agreed.cursor, &self.agreed.pool)
     }
 
@@ -257,11 +290,20 @@ impl ChainState {
         carried.map_or(self, |_| self.certified())
     }
 
+    /// What goes back of the work of this state's next record.
+    fn leftovers(
+        &self,
+        config: &RunConfig,
+        assignment: &Assignment,
+        counted: &[Contribution],
+    ) -> (Vec<DataRange>, Vec<DataRange>) {
+        assignment.leftovers(done_batches(config, counted), |id| self.is_active(id))
+    }
+
     /// Writes the next record.
     pub fn draft(&self, config: &RunConfig, draft: Draft) -> Record {
-        let assignment = self.worked_from(draft.carried.as_ref()).assignment(config);
-        let done = done_batches(config, &draft.contributions);
-        let (returned, retired) = assignment.leftovers(done);
+        let worked_from = self.worked_from(draft.carried.as_ref());
+        let (returned, retired) = worked_from.leftovers(config, &worked_from.assignment(config), &draft.contributions);
         Record {
             slot: self.next_slot(),
             parent: self.agreed.record,
@@ -310,7 +352,8 @@ impl ChainState {
         next.punish(record, &mut notices);
         audit::settle(&mut next, config, record, &mut notices);
         let worked_from = self.worked_from(record.carried.as_ref());
-        next.count_work(config, record, worked_from.assignment(config));
+        next.count_work(config, record, worked_from);
+        next.hand_on(self, config, record, worked_from);
         next.change_members(record, config, &mut notices);
 
         next.agreed.round = round;
@@ -356,17 +399,34 @@ impl ChainState {
         });
     }
 
-    /// Work, points, quotas, accumulators, cursor and pool (R7, R13, R29).
-    fn count_work(&mut self, config: &RunConfig, record: &Record, assignment: Assignment) {
+    /// Cursor, pool and the work in flight after a record that counts what `worked_from` assigned (R7, O2).
+    fn hand_on(&mut self, before: &Self, config: &RunConfig, record: &Record, worked_from: &Self) {
+        let handed_out = match before.agreed.in_flight {
+            Some(_) => before.hand_out(config),
+            None => worked_from.hand_out(config),
+        };
+        let frozen = before.agreed.in_flight.as_ref();
+        self.agreed.in_flight = frozen.map(|_| InFlight::freeze(before, &handed_out, Some(record.model_root)));
+        self.agreed.cursor = handed_out.cursor;
+        self.agreed.pool = handed_out.pool;
+        self.agreed.pool.extend(record.returned.iter().copied());
+        self.agreed.pool.sort();
+    }
+
+    /// Work, points, quotas and accumulators (R7, R13, R29).
+    fn count_work(&mut self, config: &RunConfig, record: &Record, worked_from: &Self) {
+        let assignment = worked_from.assignment(config);
+        let frozen = worked_from.agreed.in_flight.as_ref().map(|work| &work.shares);
         let (round, batch) = (record.slot.round, config.data.batch_tokens());
         let weighs = config.membership.weight_delay + config.membership.weight_window + 1;
         let horizon = weighs.max(config.verification.verdict_rounds + 1);
-        for (id, _) in &assignment.members {
+        for (place, (id, _)) in assignment.members.iter().enumerate() {
+            let asked = frozen.and_then(|shares| shares.get(place)).map(|share| share.speed);
             let counted = contribution_of(&record.contributions, id);
             let tokens = counted.map_or(0, |contribution| contribution.commit.tokens);
             let quota = assignment.quota(id);
             let Some(member) = self.member_mut(id) else { continue };
-            member.speed = membership::speed_after(member.speed, quota, tokens / batch);
+            member.speed = membership::speed_after(member.speed, asked.unwrap_or(member.speed), quota, tokens / batch);
             member.uncounted = if tokens > 0 {
                 0
             } else {
@@ -383,10 +443,6 @@ impl ChainState {
                 self.agreed.tokens = self.agreed.tokens.saturating_add(tokens);
             }
         }
-        self.agreed.cursor = assignment.cursor;
-        self.agreed.pool = assignment.pool;
-        self.agreed.pool.extend(record.returned.iter().copied());
-        self.agreed.pool.sort();
     }
 
     fn change_members(&mut self, record: &Record, config: &RunConfig, notices: &mut Vec<Notice>) {

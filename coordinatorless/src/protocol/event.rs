@@ -19,7 +19,16 @@ pub enum Event {
     },
     /// A timer set by [`Effect::SetTimer`] is due.
     Timer(Timer),
-    /// The local round ended; its shards are held and served.
+    /// The steps ordered by [`Effect::Train`] are done, or nothing came of them. Not said of what was stopped.
+    TrainingEnded {
+        /// The order's branch.
+        branch: Branch,
+        /// Its round.
+        round: Round,
+        /// Whether there is something to encode.
+        fruitful: bool,
+    },
+    /// A local round is encoded; its shards are held and served.
     Trained(Trained),
     /// Every shard of this blob is held and decodes strictly.
     BlobHeld {
@@ -65,7 +74,7 @@ pub enum Event {
 /// The result of a local round.
 #[derive(Clone, Debug)]
 pub struct Trained {
-    /// The branch.
+    /// The branch that [`Encode`] named.
     pub branch: Branch,
     /// The round.
     pub round: Round,
@@ -92,7 +101,9 @@ pub struct TrainOrder {
     pub branch: Branch,
     /// The round.
     pub round: Round,
-    /// The record trained upon.
+    /// The round whose model is trained from: the one before, or with overlap (R16) the one before that.
+    pub base: Round,
+    /// The record of that round.
     pub parent: Hash,
     /// The batches, in the order to be trained.
     pub batches: Vec<DataRange>,
@@ -100,10 +111,21 @@ pub struct TrainOrder {
     pub global_tokens: u64,
     /// The seed of the round.
     pub seed: [u8; 32],
-    /// The accumulator root this member must start from.
+    /// The accumulator root this member must start from, as far as it is known when the order is given: [`Encode`] says it for good.
     pub accumulator: Hash,
     /// When to stop, on the core's clock.
     pub until: Micros,
+}
+
+/// What was trained is to be sent: accumulator, selection, bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encode {
+    /// The order, as it was given.
+    pub work: TrainOrder,
+    /// The branch to which it is promised: another than the order's, if there was a regroup in between.
+    pub branch: Branch,
+    /// The accumulator root to start from: that after the last counted commit.
+    pub accumulator: Hash,
 }
 
 /// One member's round to replay.
@@ -178,8 +200,10 @@ pub enum Effect {
     SetTimer(Timer, Micros),
     /// Never mind.
     CancelTimer(Timer),
-    /// Train.
+    /// Train, then [`Event::TrainingEnded`]. One at a time: the next is ordered once this one ended or was stopped.
     Train(TrainOrder),
+    /// Encode what was trained, then [`Event::Trained`].
+    Encode(Encode),
     /// Stop training for this round; whatever comes of it is not wanted any more.
     StopTraining(Round),
     /// Fetch these shards and check that they decode; then [`Event::BlobHeld`] or [`Event::BlobBad`]. Repeated with more providers.
@@ -289,6 +313,10 @@ pub enum Notice {
         exchange: Micros,
         /// From the last commit held to the decision.
         agree: Micros,
+        /// From the decision before to this one.
+        span: Micros,
+        /// Of that, how long this peer was training, for whichever round.
+        busy: Micros,
     },
     /// A member joined.
     Joined(PeerId, Round),

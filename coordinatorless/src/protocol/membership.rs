@@ -25,7 +25,7 @@ pub struct Member {
     pub vrf_key: [u8; 32],
     /// Where it stands.
     pub standing: Standing,
-    /// The first round that it may train in (0: genesis).
+    /// The first round that it takes part in (0: genesis).
     pub joined: Round,
     /// Tokens that the genesis credits it with per round of the window.
     pub genesis_tokens: u64,
@@ -138,11 +138,15 @@ pub fn quotas(config: &RunConfig, members: &[Member], round: Round) -> Vec<(Peer
 
 /// Throughput after a round in which `done` of `quota` batches were counted. A member that does all it is given may get more; one
 /// that runs out of time gets what it did; one that delivers nothing gets half (R15), so that a dead peer soon costs nothing.
-pub fn speed_after(speed: u64, quota: u64, done: u64) -> u64 {
+///
+/// `asked` is the speed that the quota was made from: the present one, but with overlap (R16) that of a record before. What was done
+/// is measured against it: measured against a speed that has been corrected meanwhile, the same shortfall would be taken off twice, and
+/// quotas would swing for good.
+pub fn speed_after(speed: u64, asked: u64, quota: u64, done: u64) -> u64 {
     let next = if done >= quota {
-        speed + speed / 8
+        speed.max(asked + asked / 8)
     } else if done > 0 {
-        u64::try_from(u128::from(speed) * u128::from(2 * done + 1) / u128::from(2 * quota)).unwrap_or(speed)
+        u64::try_from(u128::from(asked) * u128::from(2 * done + 1) / u128::from(2 * quota)).unwrap_or(asked)
     } else {
         speed / 2
     };
@@ -195,11 +199,28 @@ mod tests {
     fn a_member_that_delivers_nothing_soon_gets_little() {
         let mut speed = MEAN_SPEED;
         for _ in 0..4 {
-            speed = speed_after(speed, 15, 0);
+            speed = speed_after(speed, speed, 15, 0);
         }
         assert_eq!(speed, MEAN_SPEED / 16);
-        assert!(speed_after(MEAN_SPEED, 10, 10) > MEAN_SPEED);
-        let half = speed_after(MEAN_SPEED, 10, 5);
+        assert!(speed_after(MEAN_SPEED, MEAN_SPEED, 10, 10) > MEAN_SPEED);
+        let half = speed_after(MEAN_SPEED, MEAN_SPEED, 10, 5);
         assert!(half > MEAN_SPEED / 2 && half < MEAN_SPEED * 6 / 10);
+    }
+
+    #[test]
+    fn a_quota_made_a_record_ago_settles_on_what_a_member_can_do() {
+        // It does a quarter of what the mean does; what it is given follows from the speed of a record before.
+        let (mut asked, mut speed) = (MEAN_SPEED, MEAN_SPEED);
+        let given = |speed: u64| (speed * 40 / MEAN_SPEED).max(1);
+        let mut last = Vec::new();
+        for round in 0..24 {
+            let quota = given(asked);
+            let next = speed_after(speed, asked, quota, quota.min(10));
+            (asked, speed) = (speed, next);
+            if round >= 8 {
+                last.push(given(speed));
+            }
+        }
+        assert!(last.iter().all(|quota| (9..=13).contains(quota)), "{last:?}");
     }
 }

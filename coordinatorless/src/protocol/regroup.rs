@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::chain::{ChainState, MAX_CARRIED};
 use super::event::{Effect, Notice};
 use super::roster::Roster;
-use super::{SECOND, State, log, membership, micros};
+use super::{SECOND, State, log, micros};
 use crate::agreement::Agreement;
 use crate::config::{QuorumLoss, RunConfig};
 use crate::types::*;
@@ -243,7 +243,7 @@ impl State {
         if statement.slot != fork.next_slot() || statement.tip != fork.agreed.record {
             return self.maybe_behind(now, message.signer, statement.slot);
         }
-        let members = statement.survivors.iter().all(|id| is_active(fork, id));
+        let members = statement.survivors.iter().all(|id| fork.is_active(id));
         if !members || !statement.survivors.is_sorted() || !statement.survivors.contains(&message.signer) {
             return self.reject(message.signer, "regroup", "names strangers, or not its signer".into());
         }
@@ -286,7 +286,6 @@ impl State {
         let branch = branch_number(&mine);
         let seen = self.seen_polka();
         self.chain = Arc::new(self.chain.regrouped(&self.config, branch, &mine.survivors));
-        self.out.push(Effect::StopTraining(self.height().1));
         // G3: the log stays, because what was signed on the old branch must not be forgotten while nothing is decided here.
         self.out.push(Effect::Persist(log::began(&proof)));
         self.regroup.acted = mine.attempt;
@@ -413,12 +412,6 @@ fn branch_number(statement: &Regroup) -> Branch {
     u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]).max(1)
 }
 
-fn is_active(chain: &ChainState, id: &PeerId) -> bool {
-    chain
-        .member(id)
-        .is_some_and(|member| member.standing == membership::Standing::Active)
-}
-
 /// Checks the statements that begin a branch at `fork`; returns the state that the branch starts from, and the fork weight that went
 /// along, in thousandths of the total.
 pub fn check_proof(
@@ -446,7 +439,7 @@ pub fn check_proof(
             body: Body::Regroup(statement.clone()),
             signature: *signature,
         };
-        if !is_active(fork, id) || !agrees(statement, first) || signed.verify(scheme).is_err() {
+        if !fork.is_active(id) || !agrees(statement, first) || signed.verify(scheme).is_err() {
             return Err("a statement is not a member's, differs, or is not signed");
         }
     }

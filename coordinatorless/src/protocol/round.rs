@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
-use super::event::{Effect, Notice, Timer, Trained};
+use super::event::{Effect, Notice, Timer};
 use super::planted::{Bug, planted};
 use super::roster::Roster;
-use super::{State, audit, log, micros, regroup, train_order};
+use super::{State, audit, log, micros, regroup};
 use crate::agreement::Output;
 use crate::types::*;
 use crate::wire::{Body, Signed};
@@ -42,8 +42,6 @@ pub(super) struct RoundState {
     wanted: Option<View>,
     checks: Vec<Check>,
     pub voting_since: Option<Micros>,
-    train_began: Option<Micros>,
-    train_ended: Option<Micros>,
     timing: Timing,
 }
 
@@ -53,6 +51,8 @@ struct Timing {
     train: Micros,
     exchange: Micros,
     agree: Micros,
+    span: Micros,
+    busy: Micros,
 }
 
 /// A proposal that follows the rules of the chain and waits for its blobs (R11).
@@ -145,61 +145,10 @@ impl State {
         for message in early.into_values() {
             self.commit(now, &message);
         }
-    }
-
-    /// Work begins once the model is there.
-    fn order_training(&mut self, now: Micros) {
-        let me = self.keys.id();
-        let idle = self.leaving || self.listening || self.is_finished() || self.regroup.is_carrying();
-        if idle || self.round.train_began.is_some() || self.assignment.quota(&me) == 0 {
-            return;
-        }
-        self.round.train_began = Some(now);
-        let until = self.round.began.max(now) + micros(self.config.timing.train_secs);
-        self.out
-            .push(Effect::Train(train_order(&self.chain, &self.config, &me, until)));
-    }
-
-    /// R8: the local round is done; promise it.
-    pub(super) fn trained(&mut self, now: Micros, trained: Trained) {
-        if (trained.branch, trained.round) != self.height() || self.leaving {
-            return;
-        }
-        // Without a model there was nothing to train: a rollback came in between.
-        let Some(model_root) = self.model else { return };
-        self.round.train_ended = Some(now);
-        let shards: Vec<u8> = trained.shards.iter().flat_map(|shard| shard.0).collect();
-        let commit = Commit {
-            slot: self.chain.next_slot(),
-            base: self.chain.agreed.round,
-            parent: self.chain.agreed.record,
-            model_root,
-            blob: Hash::of(&shards),
-            shards: trained.shards,
-            len: trained.len,
-            tokens: trained.tokens,
-            loss_micros: trained.loss_micros,
-            trace_root: trained.trace_root,
-            accumulator_before: trained.accumulator_before,
-            accumulator_after: trained.accumulator_after,
-        };
-        let message = self.keys.sign(&Body::Commit(commit.clone()));
-        let blob = commit.blob;
-        let contribution = Contribution {
-            member: self.keys.id(),
-            commit,
-            signature: message.signature,
-        };
-        if let Err(violation) = self
-            .chain
-            .check_commit(&self.config, &self.assignment, &contribution, self.scheme)
-        {
-            let warning = format!("this peer's own contribution breaks a rule and was not sent: {violation}");
-            return self.out.push(Effect::Notice(Notice::Warning(warning)));
-        }
-        self.round.committed(now, contribution);
-        self.spread(message);
-        self.blob_held(now, blob);
+        self.review_training(now);
+        self.order_encoding();
+        self.promise(now);
+        self.order_training(now);
     }
 
     /// A proposal or vote, for the engine.
@@ -287,6 +236,9 @@ impl State {
         let mut any = false;
         for (id, _) in &self.assignment.members {
             let contribution = self.round.commits.get(id);
+            if !self.is_member(id) {
+                continue; // O4
+            }
             let settled =
                 contribution.is_some_and(|one| self.round.bad.contains(&one.commit.blob) || self.widely_held(one));
             // Whether it is alive is asked last: of many members, that is the dear question.
@@ -305,7 +257,8 @@ impl State {
     fn write_record(&self, now: Micros, view: View, model_root: Hash) -> Record {
         let round = self.height().1;
         let carried = self.regroup.carried();
-        let held = |one: &&Contribution| one.commit.model_root == model_root && self.widely_held(one);
+        let base_root = self.chain.base_root(model_root);
+        let held = |one: &&Contribution| one.commit.model_root == base_root && self.widely_held(one);
         let contributions = match carried {
             Some(_) => self.regroup.carries().cloned().collect(),
             None => self.round.commits.values().filter(held).cloned().collect(),
@@ -525,7 +478,7 @@ impl State {
         self.round.commits.values().any(|one| {
             let place = self.roster.place(&one.member);
             let since = place.and_then(|place| self.round.wide_since.get(&place));
-            let countable = one.commit.model_root == check.record.model_root;
+            let countable = one.commit.model_root == self.chain.base_root(check.record.model_root);
             countable && since.is_some_and(|since| since + patience <= check.came) && !named(&one.member)
         })
     }
@@ -547,7 +500,6 @@ impl State {
         };
         let round = record.slot.round;
         self.note_timing(now, record);
-        self.out.push(Effect::StopTraining(round));
         self.out.push(Effect::Store {
             decided: decided.clone(),
             state: next.clone(),
@@ -566,6 +518,7 @@ impl State {
             let (round, model_root, providers) = (round.previous(), record.model_root, providers.collect());
             let warning = format!("this peer's model after round {round} is not the agreed one; it is fetched anew");
             self.out.push(Effect::Notice(Notice::Warning(warning)));
+            self.training.forget_models();
             self.out.push(Effect::Resync {
                 round,
                 model_root,
@@ -608,11 +561,15 @@ impl State {
     fn note_timing(&mut self, now: Micros, record: &Record) {
         let seen = |one: &Contribution| self.round.commit_seen.get(&one.member).copied();
         let last_commit = record.contributions.iter().filter_map(seen).max();
-        let ended = self.round.train_ended;
+        let (began, ended) = self.training.times(record.slot.round);
+        // With overlap it ended before this round began, and was sent only then.
+        let sent = ended.map(|end| end.max(self.round.began));
         self.round.timing = Timing {
-            train: ended.zip(self.round.train_began).map_or(0, |(end, began)| end - began),
-            exchange: ended.map_or(0, |end| self.round.last_blob.saturating_sub(end)),
+            train: ended.zip(began).map_or(0, |(end, began)| end - began),
+            exchange: sent.map_or(0, |sent| self.round.last_blob.saturating_sub(sent)),
             agree: last_commit.map_or(0, |at| now - at),
+            span: now - self.round.began,
+            busy: self.training.take_spent(now),
         };
     }
 
@@ -638,8 +595,11 @@ impl State {
                 train: timing.train,
                 exchange: timing.exchange,
                 agree: timing.agree,
+                span: timing.span,
+                busy: timing.busy,
             }));
         }
+        self.training.holds(round, model_root);
         let tip = self.chain.agreed.round;
         if round != tip {
             // Catching up: the next record says what this root must be.
@@ -647,14 +607,16 @@ impl State {
                 && next.record.model_root != model_root
                 && round < tip
             {
-                let providers = self.haves.keys().copied().collect();
+                let (model_root, providers) = (next.record.model_root, self.haves.keys().copied().collect());
+                self.training.forget_models();
                 self.out.push(Effect::Resync {
                     round,
-                    model_root: next.record.model_root,
+                    model_root,
                     providers,
                 });
             }
-            return;
+            // O8: the round in flight may need just this one.
+            return self.order_training(now);
         }
         self.model = Some(model_root);
         self.order_training(now);

@@ -139,7 +139,6 @@ impl State {
             match checked {
                 Ok(state) => {
                     if !on_mine {
-                        self.out.push(Effect::StopTraining(decided.record.slot.round));
                         let (branch, survivors) = (state.agreed.branch, state.active().collect());
                         let round = decided.record.slot.round;
                         self.out.push(Effect::Notice(Notice::Regrouped {
@@ -244,7 +243,7 @@ impl State {
             }
         }
         let (was, now_on) = (self.chain.agreed.branch, start.agreed.branch);
-        self.out.push(Effect::StopTraining(Round(u64::MAX)));
+        self.training.forget_models();
         self.out.push(Effect::Rollback {
             branch: now_on,
             round: fork_round,

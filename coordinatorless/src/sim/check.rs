@@ -255,7 +255,7 @@ impl Checker {
         self.broken(CHAIN_KEPT, round.0, vec![peer], warning.to_owned());
     }
 
-    /// Every batch handed out so far was counted once, retired, or waits to be handed out again.
+    /// Every batch handed out so far was counted once, retired, is in flight, or waits to be handed out again.
     pub fn data(
         &mut self,
         peer: usize,
@@ -275,9 +275,10 @@ impl Checker {
             .map(|range| range.len)
             .sum();
         let waiting: u64 = chain.agreed.pool.iter().map(|range| range.len).sum();
-        if counted + retired + waiting != chain.agreed.cursor {
+        let in_flight = chain.agreed.in_flight.as_ref().map_or(0, |work| work.batches());
+        if counted + retired + waiting + in_flight != chain.agreed.cursor {
             let trace = format!(
-                "handed out {}, counted {counted}, retired {retired}, waiting {waiting}",
+                "handed out {}, counted {counted}, retired {retired}, waiting {waiting}, in flight {in_flight}",
                 chain.agreed.cursor
             );
             self.broken(COUNTED_ONCE, chain.agreed.round.0, vec![peer], trace);

@@ -119,6 +119,7 @@ impl Default for Scenario {
                 fetch_secs: 2.0,
                 view_secs: 1.5,
                 censor_secs: 2.0,
+                overlap: 0,
             },
             membership: MembershipConfig {
                 regroup_secs: 5.0,

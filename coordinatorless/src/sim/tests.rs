@@ -2,6 +2,7 @@
 use super::*;
 
 mod bench;
+mod overlap;
 mod regroup;
 mod scenarios;
 

@@ -62,7 +62,9 @@ struct Peer {
     timers: BTreeMap<Timer, (u64, Micros)>,
     /// What the core takes for the time.
     clock: Clock,
-    training: Option<(Round, Micros, u32)>,
+    training: Option<TrainOrder>,
+    /// What was trained and may still be encoded, with the batches done.
+    trained: Vec<(TrainOrder, u64)>,
     /// Records decided whose contributions are still being fetched, oldest first.
     applying: Vec<Arc<Decided>>,
     fetching: BTreeSet<Hash>,
@@ -82,6 +84,7 @@ impl Peer {
             timers: BTreeMap::new(),
             clock: Clock::default(),
             training: None,
+            trained: Vec::new(),
             applying: Vec::new(),
             fetching: BTreeSet::new(),
             joiner,
@@ -109,6 +112,7 @@ enum Item {
         peer: usize,
         life: u32,
         order: Box<TrainOrder>,
+        done: u64,
     },
     Fetched {
         peer: usize,
@@ -168,6 +172,8 @@ pub(super) struct World {
     pub noticed: BTreeMap<String, u64>,
     /// Liars that the record chain slashed, and after which round.
     pub slashed: BTreeMap<usize, Round>,
+    /// What the contribution with each blob was trained on, for those who audit it.
+    worked: BTreeMap<Hash, TrainOrder>,
     pub watch: Watch,
     pub messages: u64,
     /// Of each kind.
@@ -215,6 +221,7 @@ impl World {
             agreements: Vec::new(),
             faults_left: 0,
             waking: 0,
+            worked: BTreeMap::new(),
             watch: Watch::default(),
             messages: 0,
             kinds: BTreeMap::new(),
@@ -347,7 +354,12 @@ impl World {
                 self.peers[peer].timers.remove(&timer);
                 self.event(peer, life, Event::Timer(timer));
             }
-            Item::TrainingDone { peer, life, order } => self.training_done(peer, life, *order),
+            Item::TrainingDone {
+                peer,
+                life,
+                order,
+                done,
+            } => self.training_done(peer, life, *order, done),
             Item::Fetched { peer, life, blob, from } => self.fetched(peer, life, blob, from),
             Item::AskRecords { peer, asker, from } => self.answer_records(peer, asker, from),
             Item::Event { peer, life, event } => self.event(peer, life, *event),

@@ -47,7 +47,7 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
     let records = bare::open(dir.path()).map_err(usage)?;
     let mut found = find(&config, &records.store, round, member)?;
     let held = Held::open(&dir)?;
-    let source = held.model_before(&records.store, round)?;
+    let source = held.model_after(&records.store, found.order.work.base, round)?;
     let commit = &found.order.contribution.commit;
     let shards = held.all(&commit.shards).with_context(|| {
         format!(
@@ -212,8 +212,9 @@ impl<'a> Held<'a> {
         each.collect()
     }
 
-    /// The newest snapshot before the round that the chain certifies, and what was counted since.
-    fn model_before(&self, store: &Store, round: Round) -> Result<ModelSource> {
+    /// The model that `round` was trained from, which is that after `base`: the newest snapshot up to there that the chain certifies, and
+    /// what was counted since.
+    fn model_after(&self, store: &Store, base: Round, round: Round) -> Result<ModelSource> {
         let record =
             |at: Round| -> Result<Decided> { store.record(at)?.with_context(|| format!("record {at} is missing")) };
         let mut source = ModelSource {
@@ -221,7 +222,7 @@ impl<'a> Held<'a> {
             round: Round(0),
             steps: Vec::new(),
         };
-        let mut at = round.previous();
+        let mut at = base;
         while at > Round(0) {
             let root = record(at.next())?.record.model_root;
             let path = self.dir.snapshots().join(format!("{root}.safetensors"));
@@ -231,7 +232,7 @@ impl<'a> Held<'a> {
             }
             at = at.previous();
         }
-        while at < round.previous() {
+        while at < base {
             at = at.next();
             let decided = Arc::new(record(at)?);
             let each = decided
@@ -239,9 +240,9 @@ impl<'a> Held<'a> {
                 .contributions
                 .iter()
                 .map(|one| self.all(&one.commit.shards));
-            let shards = each
-                .collect::<Result<_>>()
-                .with_context(|| format!("the model before round {round} cannot be built: round {at}"))?;
+            let shards = each.collect::<Result<_>>().with_context(|| {
+                format!("the model that round {round} was trained from cannot be built: round {at}")
+            })?;
             source.steps.push(Step { decided, shards });
         }
         Ok(source)

@@ -45,6 +45,12 @@ fn tell(status: &Status, live: bool) -> Result<()> {
         thousands(status.me.points),
         status.me.earning_per_hour
     );
+    if let Some(share) = status.me.utilisation {
+        println!(
+            "busy     {:.0}% of the time training, over the last rounds",
+            100.0 * share
+        );
+    }
     println!(
         "traffic  {} sent, {} received; {} on disk",
         Bytes(status.me.upload),

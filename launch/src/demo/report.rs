@@ -222,16 +222,17 @@ fn tell(
 ) {
     let ledger = verified.iter().find_map(|(_, verified)| verified.as_ref().ok());
     progress.head("\nwho contributed what");
-    progress.line("  peer        rounds counted      tokens    points       sent  last root");
+    progress.line("  peer        rounds counted      tokens    points       sent  training  last root");
     for peer in &figures.peers {
         let points = ledger.map_or(0, |ledger| ledger.points_of(&peer.id));
         progress.line(&format!(
-            "  {}  {:>14}  {:>10}  {:>8}  {:>9}  {}",
+            "  {}  {:>14}  {:>10}  {:>8}  {:>9}  {:>7.0}%  {}",
             peer.id.short(),
             peer.counted,
             thousands(peer.tokens),
             thousands(points),
             Bytes(peer.bytes_sent).to_string(),
+            100.0 * peer.utilisation,
             peer.model_root.short()
         ));
     }

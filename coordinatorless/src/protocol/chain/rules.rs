@@ -1,9 +1,6 @@
 //! The rules that follow from the chain alone, each checked by itself: what a record may count, change, decide and draw.
 
-use super::{
-    ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CARRIED, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, done_batches,
-    subject,
-};
+use super::{ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CARRIED, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
 use crate::agreement::Agreement;
 use crate::config::RunConfig;
 use crate::protocol::assignment::Assignment;
@@ -65,8 +62,12 @@ impl ChainState {
         let Some(known) = self.member(member) else {
             return refuse("not a member");
         };
-        if commit.slot != self.next_slot() || commit.parent != self.agreed.record || commit.base != self.agreed.round {
-            return refuse("for another round, branch or parent");
+        // O4: it may have left with work in flight.
+        if known.standing != Standing::Active {
+            return refuse("not a member any more");
+        }
+        if commit.slot != self.next_slot() || commit.parent != self.agreed.record || commit.base != self.base() {
+            return refuse("for another round, branch, parent or base");
         }
         // R4: a prefix of the assigned order, in whole batches.
         if commit.tokens == 0 || commit.tokens % batch != 0 || commit.tokens / batch > assignment.quota(member) {
@@ -225,12 +226,12 @@ impl ChainState {
         for contribution in &record.contributions {
             equal(
                 "model_root of a commit",
-                &record.model_root,
+                &worked_from.base_root(record.model_root),
                 &contribution.commit.model_root,
             )?;
             worked_from.check_commit(config, &assignment, contribution, scheme)?;
         }
-        let (returned, retired) = assignment.leftovers(done_batches(config, &record.contributions));
+        let (returned, retired) = worked_from.leftovers(config, &assignment, &record.contributions);
         equal("returned", &returned, &record.returned)?;
         equal("retired", &retired, &record.retired)?;
         for change in &record.changes {

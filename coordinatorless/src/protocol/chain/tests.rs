@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used)]
+mod overlap;
+
 use std::collections::BTreeSet;
 
 use super::*;
@@ -70,9 +72,9 @@ impl Run {
         let shards = vec![Hash::of(&[member as u8])];
         Commit {
             slot: self.chain.next_slot(),
-            base: self.chain.agreed.round,
+            base: self.chain.base(),
             parent: self.chain.agreed.record,
-            model_root: self.model_root,
+            model_root: self.chain.base_root(self.model_root),
             blob: Hash::of(&shards[0].0),
             shards,
             len: 10,

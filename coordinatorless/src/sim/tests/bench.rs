@@ -10,7 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use super::super::Scenario;
 use crate::config::RunConfig;
 use crate::protocol::chain::ChainState;
-use crate::protocol::event::{Effect, Event, Notice, Timer, TrainOrder, Trained};
+use crate::protocol::event::{Effect, Encode, Event, Notice, Timer, TrainOrder, Trained};
 use crate::protocol::sync::{branch_base, verify_next};
 use crate::protocol::{SECOND, Setup, State};
 use crate::types::*;
@@ -24,6 +24,8 @@ pub struct Peer {
     pub notices: Vec<Notice>,
     timers: BTreeMap<Timer, Micros>,
     blobs: BTreeSet<Hash>,
+    /// What it was ordered to train, in this life.
+    trained: Vec<TrainOrder>,
     life: u32,
     /// The last entry of the log is half written.
     torn: bool,
@@ -67,6 +69,7 @@ impl Bench {
             notices: Vec::new(),
             timers: BTreeMap::new(),
             blobs: BTreeSet::new(),
+            trained: Vec::new(),
             life: 0,
             torn: false,
             tear: None,
@@ -101,13 +104,14 @@ impl Bench {
         if !with_log {
             self.peers[at].wal.clear();
         }
-        let (branch, round) = (chain.agreed.branch, chain.agreed.round);
+        let (branch, round, base) = (chain.agreed.branch, chain.agreed.round, chain.base());
         let peer = &mut self.peers[at];
         // The store cuts a torn tail off.
         if std::mem::take(&mut peer.torn) {
             peer.wal.pop();
         }
         peer.life += 1;
+        peer.trained.clear();
         peer.timers.clear();
         let mut state = State::new(Setup {
             config,
@@ -123,15 +127,17 @@ impl Bench {
         let effects = state.start(self.now);
         peer.state = Some(state);
         self.carry_out(at, effects);
-        let model_root = self.model(at, round);
-        self.event(
-            at,
-            Event::Applied {
-                branch,
-                round,
-                model_root,
-            },
-        );
+        for round in BTreeSet::from([base, round]) {
+            let model_root = self.model(at, round);
+            self.event(
+                at,
+                Event::Applied {
+                    branch,
+                    round,
+                    model_root,
+                },
+            );
+        }
     }
 
     pub fn crash(&mut self, at: usize) {
@@ -157,6 +163,12 @@ impl Bench {
             .state
             .as_ref()
             .map_or(0, |state| state.chain().agreed.branch)
+    }
+
+    /// What a peer was ordered to train for a round, in this life.
+    pub fn trained_of(&self, at: usize, round: Round) -> Vec<TrainOrder> {
+        let orders = self.peers[at].trained.iter();
+        orders.filter(|order| order.round == round).cloned().collect()
     }
 
     /// Where everyone is, and what each was told last: for a failing test.
@@ -269,11 +281,19 @@ impl Bench {
             }
             Effect::CancelTimer(timer) => drop(self.peers[at].timers.remove(&timer)),
             Effect::Train(order) => {
-                let trained = Event::Trained(trained(&self.config, id, &order));
-                if let Event::Trained(trained) = &trained {
-                    self.peers[at].blobs.insert(Hash::of(&trained.shards[0].0));
-                }
-                self.push(SECOND / 2, Item::Event(at, life, Box::new(trained)));
+                let ended = Event::TrainingEnded {
+                    branch: order.branch,
+                    round: order.round,
+                    fruitful: true,
+                };
+                self.peers[at].trained.push(order);
+                self.push(SECOND / 2, Item::Event(at, life, Box::new(ended)));
+            }
+            Effect::Encode(encode) => {
+                assert!(self.peers[at].trained.contains(&encode.work));
+                let trained = trained(&self.config, id, &encode);
+                self.peers[at].blobs.insert(Hash::of(&trained.shards[0].0));
+                self.push(1000, Item::Event(at, life, Box::new(Event::Trained(trained))));
             }
             Effect::Fetch { commit, .. } => {
                 let near = self
@@ -413,24 +433,26 @@ impl Bench {
     }
 }
 
-fn trained(config: &RunConfig, id: PeerId, order: &TrainOrder) -> Trained {
+fn trained(config: &RunConfig, id: PeerId, encode: &Encode) -> Trained {
+    let order = &encode.work;
     let seed = [
         order.parent.0.to_vec(),
         id.0.to_vec(),
-        order.branch.to_le_bytes().to_vec(),
+        order.round.0.to_le_bytes().to_vec(),
+        encode.branch.to_le_bytes().to_vec(),
     ]
     .concat();
     let shard = Hash::of(&seed);
     let quota: u64 = order.batches.iter().map(|range| range.len).sum();
     Trained {
-        branch: order.branch,
+        branch: encode.branch,
         round: order.round,
         shards: vec![shard],
         len: 1000,
         tokens: quota * config.data.batch_tokens(),
         loss_micros: 1,
         trace_root: Hash::default(),
-        accumulator_before: order.accumulator,
+        accumulator_before: encode.accumulator,
         accumulator_after: Hash::of(&shard.0),
     }
 }

@@ -16,7 +16,7 @@ const SEVEN: [&str; 7] = [
 ];
 
 /// The seven as a test can afford them: of the thousand, enough to be a crowd.
-fn seven() -> impl Iterator<Item = Scenario> {
+pub(super) fn seven() -> impl Iterator<Item = Scenario> {
     SEVEN.into_iter().map(|text| {
         let scenario = Scenario::from_toml(text).unwrap();
         match scenario.name.as_str() {
@@ -31,7 +31,7 @@ fn seven() -> impl Iterator<Item = Scenario> {
 }
 
 #[track_caller]
-fn all_hold(scenario: &Scenario, seeds: u64) {
+pub(super) fn all_hold(scenario: &Scenario, seeds: u64) {
     let Seeds { passed, failed, .. } = run_seeds(scenario, seeds);
     if let Some(report) = failed {
         let short = shrink(&Scenario {

@@ -95,13 +95,9 @@ impl World {
             }
             Effect::CancelTimer(timer) => drop(self.peers[at].timers.remove(&timer)),
             Effect::Train(order) => self.train(at, order),
+            Effect::Encode(order) => self.encode(at, order),
             Effect::StopTraining(round) => {
-                if self.peers[at]
-                    .training
-                    .is_some_and(|(training, _, _)| training <= round)
-                {
-                    self.peers[at].training = None;
-                }
+                self.peers[at].training.take_if(|order| order.round <= round);
             }
             Effect::Fetch { commit, providers, .. } => self.fetch(at, &commit, &providers),
             Effect::Apply(decided) => {

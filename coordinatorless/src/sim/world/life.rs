@@ -22,6 +22,7 @@ impl World {
         peer.clock = Clock::new(raw, self.now);
         peer.disk.sequence = first_sequence(peer.disk.sequence, raw, lot);
         (peer.training, peer.timers) = (None, BTreeMap::new());
+        peer.trained.clear();
         peer.fetching.clear();
         let tip = peer.disk.states.last_key_value().map(|(_, state)| (**state).clone());
         let chain = tip.unwrap_or_else(|| self.genesis.clone());
@@ -59,19 +60,22 @@ impl World {
             .range(chain.agreed.round.next()..)
             .map(|(_, one)| one.clone())
             .collect();
-        let (branch, round) = (chain.agreed.branch, chain.agreed.round);
+        let (branch, round, base) = (chain.agreed.branch, chain.agreed.round, chain.base());
         let life = peer.life;
         self.carry_out(at, effects);
-        let model_root = self.model(at, round);
-        self.event(
-            at,
-            life,
-            Event::Applied {
-                branch,
-                round,
-                model_root,
-            },
-        );
+        // O8: the model that the work in flight is trained from, then the last.
+        for round in std::collections::BTreeSet::from([base, round]) {
+            let model_root = self.model(at, round);
+            self.event(
+                at,
+                life,
+                Event::Applied {
+                    branch,
+                    round,
+                    model_root,
+                },
+            );
+        }
     }
 
     pub(super) fn crash(&mut self, peer: usize) {
