@@ -316,6 +316,7 @@ pub fn trainer_of(config: &RunConfig) -> Result<(ModelConfig, TrainingConfig)> {
     }
     must_be_auditable(&training, config.verification.audit_permille)?;
     must_be_exact(&training)?;
+    must_bear_overlap(&training, config.timing.overlap)?;
     Ok((model, training))
 }
 
@@ -335,6 +336,26 @@ fn must_be_exact(training: &TrainingConfig) -> Result<()> {
         return Err(usage(
             "training.optimizer.kind: with training.algorithm = \"ddp\" it must be \"adamw\", whose steps have the same bits on every machine; leave it out",
         ));
+    }
+    Ok(())
+}
+
+/// R16: with overlap a round begins before it is known whether the one before it counts, from a model that is a record old. Ways that send
+/// one gradient and go on from there would apply each to another model than it was taken at; and moments that a peer carries are those of
+/// its last counted round.
+fn must_bear_overlap(training: &TrainingConfig, overlap: u32) -> Result<()> {
+    if overlap == 0 {
+        return Ok(());
+    }
+    if training.algorithm.sends_gradients() {
+        return Err(usage(format!(
+            "timing.overlap = {overlap}: with training.algorithm = \"demo\" or \"ddp\" it must be 0, or every gradient would be applied one step late; take \"sparse\" or \"diloco\", or leave it out"
+        )));
+    }
+    if training.optimizer.state == InnerState::Carry {
+        return Err(usage(format!(
+            "timing.overlap = {overlap}: with training.optimizer.state = \"carry\" it must be 0, for a round begins before it is known whether the one whose moments it would carry counts; take state = \"reset\", or leave it out"
+        )));
     }
     Ok(())
 }
@@ -558,6 +579,7 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     let shared: Shared = table.try_into().map_err(|error| usage(plain(&error)))?;
     must_be_auditable(training, shared.verification.audit_permille)?;
     must_be_exact(training)?;
+    must_bear_overlap(training, shared.timing.overlap)?;
     let (quota, steps) = (shared.membership.max_quota, u64::from(training.max_inner_steps));
     if quota > steps {
         return Err(usage(format!(
@@ -784,6 +806,26 @@ mod tests {
             ("text = []", &[], &["text", "demo"]),
             ("", &["timing.train_secs=-1"], &["timing.train_secs", "-1"]),
             ("", &["membership.max_quota=99999"], &["max_quota", "max_inner_steps"]),
+            ("", &["timing.overlap=2"], &["timing.overlap = 2", "0 or 1"]),
+            (
+                "",
+                &["timing.overlap=1", "training.algorithm=demo"],
+                &["timing.overlap = 1", "\"demo\"", "leave it out"],
+            ),
+            (
+                "",
+                &["timing.overlap=1", "training.algorithm=ddp"],
+                &["timing.overlap = 1", "\"ddp\"", "leave it out"],
+            ),
+            (
+                "",
+                &[
+                    "timing.overlap=1",
+                    "training.optimizer.state=carry",
+                    "verification.audit_permille=0",
+                ],
+                &["timing.overlap = 1", "\"carry\"", "reset"],
+            ),
             ("", &["held_out_permille=0"], &["held_out_permille = 0", "1 to 500"]),
             ("name = [", &[], &["TOML"]),
         ] {

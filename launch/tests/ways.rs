@@ -1,18 +1,25 @@
-//! Every way of training together, in a swarm of real processes: one is killed and comes back, one joins, all end with the same bits, and honest work
-//! passes its audits.
+//! Every way of training together, and training ahead of agreement, in a swarm of real processes: one is killed and comes back, one joins, all end with
+//! the same bits, and honest work passes its audits.
 
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{demo_story, events, json, murmur, stderr};
+use std::path::Path;
+
+use common::{decided, demo_story, events, json, murmur, refused, stderr};
+use serde_json::Value;
 
 /// Rounds of one gradient take a tenth of a second: as many as last until a killed peer is back.
 const GRADIENTS: &str = "100";
 
 fn story(algorithm: &str, rounds: &str, sets: &[&str]) {
     let home = tempfile::tempdir().unwrap();
-    let home = home.path();
+    told(home.path(), algorithm, rounds, sets);
+}
+
+/// The demo's report, once everything in it was looked at.
+fn told(home: &Path, algorithm: &str, rounds: &str, sets: &[&str]) -> Value {
     let mut all = vec![
         "timing.train_secs=1.5",
         "timing.collect_secs=3.0",
@@ -20,7 +27,7 @@ fn story(algorithm: &str, rounds: &str, sets: &[&str]) {
         "verification.audit_permille=400",
     ];
     all.extend(sets);
-    demo_story(
+    let report = demo_story(
         home,
         &["--peers", "4", "--rounds", rounds, "--algorithm", algorithm],
         &all,
@@ -38,6 +45,7 @@ fn story(algorithm: &str, rounds: &str, sets: &[&str]) {
         assert!(model.status.success(), "{name}: {}", stderr(&model));
     }
     assert!(agreed > 0, "no audit was heard of");
+    report
 }
 
 #[test]
@@ -62,4 +70,78 @@ fn demo_with_a_few_coefficients_of_every_gradient() {
 #[test]
 fn ddp_with_every_gradient() {
     story("ddp", GRADIENTS, &[]);
+}
+
+/// R16: every round is trained while the one before it is agreed. What a member replays by hand afterwards is what it was paid for.
+fn ahead(algorithm: &str, sets: &[&str]) {
+    let home = tempfile::tempdir().unwrap();
+    let all = [&["timing.overlap=1"], sets].concat();
+    let report = told(home.path(), algorithm, "16", &all);
+    let demo = home.path().join("demo");
+    for peer in report["peers"].as_array().unwrap() {
+        let share = peer["utilisation"].as_f64().unwrap();
+        assert!((0.05..=1.0).contains(&share), "{peer}");
+    }
+    for name in ["peer-1", "newcomer"] {
+        let rounds = decided(&demo, name);
+        let shares = rounds.iter().map(|line| line["utilisation"].as_f64().unwrap());
+        assert!(shares.clone().all(|share| (0.0..=1.0).contains(&share)), "{name}");
+        assert!(shares.sum::<f64>() > 0.0, "{name}");
+    }
+    // A round that was replayed by an auditor, which therefore has all that it takes, replayed again from files.
+    let told = events(&demo, "peer-2", "audit").pop().unwrap();
+    let (round, member) = (told["round"].to_string(), told["member"].as_str().unwrap().to_owned());
+    let holders = ["peer-1", "peer-2", "peer-3", "peer-4", "newcomer"];
+    let again: Vec<Value> = holders
+        .iter()
+        .map(|dir| {
+            let args = [
+                "audit",
+                "--round",
+                &round,
+                "--member",
+                &member,
+                "--dir",
+                dir,
+                "--threads",
+                "1",
+                "--json",
+            ];
+            murmur(&demo, &args)
+        })
+        .filter(|output| output.status.success())
+        .map(|output| json(&output))
+        .collect();
+    assert!(!again.is_empty(), "nobody can replay round {round} of {member}");
+    assert!(again.iter().all(|one| one["verdict"] == "agrees"), "{again:?}");
+}
+
+#[test]
+fn sparse_ahead_of_agreement() {
+    ahead("sparse", &["training.max_inner_steps=20"]);
+}
+
+#[test]
+fn diloco_ahead_of_agreement() {
+    ahead("diloco", &["training.max_inner_steps=20"]);
+}
+
+#[test]
+fn single_gradients_are_not_trained_ahead() {
+    let home = tempfile::tempdir().unwrap();
+    common::text(home.path());
+    for algorithm in ["demo", "ddp"] {
+        let set = [
+            "--text",
+            "text.txt",
+            "--dir",
+            "demo",
+            "--algorithm",
+            algorithm,
+            "--set",
+            "timing.overlap=1",
+        ];
+        let words = ["timing.overlap = 1", algorithm, "leave it out"];
+        refused(home.path(), &[&["demo"], &set[..]].concat(), 2, &words);
+    }
 }
