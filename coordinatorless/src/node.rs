@@ -109,7 +109,7 @@ pub enum Work {
     Audit {
         /// What and whose.
         order: AuditOrder,
-        /// The model before the round.
+        /// The model that the round was trained from.
         source: ModelSource,
         /// The claimed contribution.
         shards: Vec<Bytes>,

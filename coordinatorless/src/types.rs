@@ -171,9 +171,9 @@ pub struct DataRange {
 pub struct Commit {
     /// Run, branch and round; view 0.
     pub slot: Slot,
-    /// The round whose model was trained from (the round before, without overlap).
+    /// The round whose model was trained from: the round before, or with overlap (R16) the one before that.
     pub base: Round,
-    /// The record the round builds on.
+    /// The record before the round's own.
     pub parent: Hash,
     /// The model trained from. A replica that went astray is not counted, rather than accused (R14).
     pub model_root: Hash,
@@ -209,7 +209,7 @@ pub struct Contribution {
 /// A change of membership (R3, R15).
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Change {
-    /// A peer asks to take part from the next round on; signed by it.
+    /// A peer asks to take part from the next round on, or with overlap from the one after; signed by it.
     Join(Join, PeerId, Signature),
     /// A member says goodbye; signed by it.
     Leave(Leave, PeerId, Signature),

@@ -100,17 +100,17 @@ impl State {
     pub(super) fn review_training(&mut self, now: Micros) {
         let (me, round) = (self.keys.id(), self.height().1);
         let (chain, config) = (self.chain.clone(), self.config.clone());
-        let next = train_order(&chain, &config, &me, 0);
-        let ahead = order_ahead(&chain, &config, &me, 0);
         let in_flight = chain.agreed.in_flight.as_ref().and_then(|work| work.model_root);
+        // What is over needs no look at who has which work.
         let wanted = |local: &Local| {
-            let order = if local.order.round == round {
-                Some(&next)
-            } else {
-                ahead.as_ref()
+            let of = local.order.round;
+            let order = match of {
+                _ if of == round => Some(train_order(&chain, &config, &me, 0)),
+                _ if of == round.next() => order_ahead(&chain, &config, &me, 0),
+                _ => None,
             };
-            let astray = local.order.round == round && in_flight.is_some_and(|root| root != local.model_root);
-            order.is_some_and(|order| same_work(order, &local.order)) && !astray
+            let astray = of == round && in_flight.is_some_and(|root| root != local.model_root);
+            order.is_some_and(|order| same_work(&order, &local.order)) && !astray
         };
         let dropped: Vec<Round> = self
             .training

@@ -25,7 +25,9 @@ pub struct Peer {
     timers: BTreeMap<Timer, Micros>,
     blobs: BTreeSet<Hash>,
     /// What it was ordered to train, in this life.
-    trained: Vec<TrainOrder>,
+    pub trained: Vec<TrainOrder>,
+    /// Rounds whose training was stopped.
+    pub stopped: Vec<Round>,
     life: u32,
     /// The last entry of the log is half written.
     torn: bool,
@@ -46,6 +48,8 @@ pub struct Bench {
     pub peers: Vec<Peer>,
     /// Messages between these pass, in both directions; everyone in one set by default.
     pub groups: Vec<BTreeSet<usize>>,
+    /// A peer whose model of one round comes out wrong, until it is told to get the agreed one.
+    pub astray: Option<(usize, Round)>,
     /// Messages that are lost on the way from one to another, whatever the groups.
     pub lost: fn(usize, usize, &Signed) -> bool,
     rng: ChaCha12Rng,
@@ -70,6 +74,7 @@ impl Bench {
             timers: BTreeMap::new(),
             blobs: BTreeSet::new(),
             trained: Vec::new(),
+            stopped: Vec::new(),
             life: 0,
             torn: false,
             tear: None,
@@ -79,6 +84,7 @@ impl Bench {
             now: 1,
             peers: (0..scenario.peers).map(peer).collect(),
             groups: vec![(0..scenario.peers).collect()],
+            astray: None,
             lost: |_, _, _| false,
             rng: ChaCha12Rng::seed_from_u64(scenario.seed),
             order: 0,
@@ -314,7 +320,10 @@ impl Bench {
             }
             Effect::Apply(decided) => {
                 let (branch, round) = (decided.record.slot.branch, decided.record.slot.round);
-                let model_root = self.model(at, round);
+                let model_root = match self.astray {
+                    Some(astray) if astray == (at, round) => Hash::of(b"another model"),
+                    _ => self.model(at, round),
+                };
                 let event = Event::Applied {
                     branch,
                     round,
@@ -360,10 +369,16 @@ impl Bench {
                 self.push(SECOND / 4, Item::Event(at, life, Box::new(Event::Audited(verdict))));
             }
             Effect::Notice(notice) => {
-                assert!(!matches!(notice, Notice::Warning(_)), "peer {at}: {notice:?}");
+                let astray = self.astray.is_some_and(|(astray, _)| astray == at);
+                assert!(!matches!(notice, Notice::Warning(_)) || astray, "peer {at}: {notice:?}");
                 self.peers[at].notices.push(notice);
             }
-            Effect::StopTraining(_) | Effect::Resync { .. } | Effect::Members(_) => {}
+            Effect::Resync { round, model_root, .. } => {
+                let event = Event::Resynced { round, model_root };
+                self.push(SECOND / 10, Item::Event(at, life, Box::new(event)));
+            }
+            Effect::StopTraining(round) => self.peers[at].stopped.push(round),
+            Effect::Members(_) => {}
         }
     }
 

@@ -8,7 +8,7 @@ use crate::protocol::event::Notice;
 use crate::sim::world::World;
 use crate::types::*;
 
-fn overlapped(scenario: Scenario) -> Scenario {
+pub(super) fn overlapped(scenario: Scenario) -> Scenario {
     let timing = TimingConfig {
         overlap: 1,
         ..scenario.timing.clone()
@@ -23,7 +23,7 @@ fn shipped(text: &str) -> Scenario {
 #[test]
 fn overlap_keeps_every_promise_of_the_shipped_scenarios() {
     for scenario in scenarios::seven() {
-        scenarios::all_hold(&overlapped(scenario), 10);
+        scenarios::all_hold(&overlapped(scenario), 5);
     }
 }
 
@@ -35,6 +35,13 @@ fn overlap_breaks_no_promise_in_two_hundred_storms() {
 #[test]
 fn overlap_breaks_no_promise_in_a_hundred_storms_of_liars() {
     scenarios::all_hold(&shipped(include_str!("../../../scenarios/storm_of_liars.toml")), 100);
+}
+
+#[test]
+fn what_failed_once_does_not_fail_with_overlap() {
+    for text in scenarios::REGRESSIONS {
+        holds(shipped(text));
+    }
 }
 
 #[test]
@@ -188,6 +195,36 @@ fn who_rolls_back_drops_what_it_trained_on_the_branch_that_lost() {
         let refused = |notice: &Notice| matches!(notice, Notice::Rejected { kind: "commit", .. });
         let noticed = bench.peers.iter().flat_map(|peer| &peer.notices);
         assert_eq!(noticed.filter(|notice| refused(notice)).count(), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_was_trained_from_a_model_that_went_astray_is_dropped_and_trained_again() {
+    for seed in 0..6 {
+        let mut bench = bench(seed);
+        let (astray, wrong) = (2, Hash::of(b"another model"));
+        bench.astray = Some((astray, Round(3)));
+        assert!(bench.until(120, |bench| all(bench, 8)), "seed {seed}: {}", bench.tell());
+        let records = &bench.peers[0].records;
+        let counted = records.iter().flat_map(|decided| &decided.record.contributions);
+        assert!(counted.clone().all(|one| one.commit.model_root != wrong));
+        // Round 5 was begun from the wrong model of round 3, stopped when the record of round 4 told so, and begun again from the right one.
+        assert!(bench.trained_of(astray, Round(5)).len() == 2, "seed {seed}");
+        let me = bench.peers[astray].keys.id();
+        let rounds = counted
+            .filter(|one| one.member == me)
+            .map(|one| one.commit.slot.round.0);
+        assert_eq!(
+            rounds.take(8).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 6, 7, 8],
+            "seed {seed}"
+        );
+        let told = |notice: &Notice| matches!(notice, Notice::Warning(text) if text.contains("fetched anew"));
+        assert_eq!(
+            bench.peers[astray].notices.iter().filter(|one| told(one)).count(),
+            1,
+            "seed {seed}"
+        );
     }
 }
 

@@ -15,6 +15,23 @@ const SEVEN: [&str; 7] = [
     include_str!("../../../scenarios/thousand.toml"),
 ];
 
+/// What failed once.
+pub(super) const REGRESSIONS: [&str; 13] = [
+    include_str!("../../../scenarios/regressions/own_branch_refused.toml"),
+    include_str!("../../../scenarios/regressions/lapse_locked.toml"),
+    include_str!("../../../scenarios/regressions/silent_without_log.toml"),
+    include_str!("../../../scenarios/regressions/branch_of_liars_under_halt.toml"),
+    include_str!("../../../scenarios/regressions/log_lost_twice.toml"),
+    include_str!("../../../scenarios/regressions/survivors_in_turn.toml"),
+    include_str!("../../../scenarios/regressions/model_of_a_branch_left.toml"),
+    include_str!("../../../scenarios/regressions/sides_that_forgot_each_other.toml"),
+    include_str!("../../../scenarios/regressions/log_lost_before_it_was_said.toml"),
+    include_str!("../../../scenarios/regressions/heard_on_another_branch.toml"),
+    include_str!("../../../scenarios/regressions/withheld_from_those_who_came_back.toml"),
+    include_str!("../../../scenarios/regressions/silent_with_the_better_branch.toml"),
+    include_str!("../../../scenarios/regressions/locked_by_the_other_process.toml"),
+];
+
 /// The seven as a test can afford them: of the thousand, enough to be a crowd.
 pub(super) fn seven() -> impl Iterator<Item = Scenario> {
     SEVEN.into_iter().map(|text| {
@@ -126,21 +143,7 @@ fn of_two_processes_with_one_key_one_stops_and_the_run_goes_on() {
 
 #[test]
 fn what_failed_once_does_not_fail_again() {
-    for text in [
-        include_str!("../../../scenarios/regressions/own_branch_refused.toml"),
-        include_str!("../../../scenarios/regressions/lapse_locked.toml"),
-        include_str!("../../../scenarios/regressions/silent_without_log.toml"),
-        include_str!("../../../scenarios/regressions/branch_of_liars_under_halt.toml"),
-        include_str!("../../../scenarios/regressions/log_lost_twice.toml"),
-        include_str!("../../../scenarios/regressions/survivors_in_turn.toml"),
-        include_str!("../../../scenarios/regressions/model_of_a_branch_left.toml"),
-        include_str!("../../../scenarios/regressions/sides_that_forgot_each_other.toml"),
-        include_str!("../../../scenarios/regressions/log_lost_before_it_was_said.toml"),
-        include_str!("../../../scenarios/regressions/heard_on_another_branch.toml"),
-        include_str!("../../../scenarios/regressions/withheld_from_those_who_came_back.toml"),
-        include_str!("../../../scenarios/regressions/silent_with_the_better_branch.toml"),
-        include_str!("../../../scenarios/regressions/locked_by_the_other_process.toml"),
-    ] {
+    for text in REGRESSIONS {
         holds(Scenario::from_toml(text).unwrap());
     }
 }
@@ -181,7 +184,9 @@ fn each_of_the_seven_catches_each_planted_bug() {
         Bug::CountTwice,
     ];
     let mut missed = Vec::new();
-    for scenario in seven() {
+    // With overlap too, as far as a test can afford it.
+    let ahead = seven().take(2).map(super::overlap::overlapped);
+    for scenario in seven().chain(ahead) {
         for bug in bugs {
             plant(Some(bug));
             let report = run(&scenario);
