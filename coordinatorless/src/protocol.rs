@@ -256,6 +256,7 @@ impl State {
         if !vote {
             self.out.push(Effect::Persist(log::lost()));
         }
+        self.training.take_spent(now);
         self.recall_polka(now);
         self.start_round(now, vote);
         if vote {

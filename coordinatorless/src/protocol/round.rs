@@ -564,12 +564,13 @@ impl State {
         let (began, ended) = self.training.times(record.slot.round);
         // With overlap it ended before this round began, and was sent only then.
         let sent = ended.map(|end| end.max(self.round.began));
+        let (span, busy) = self.training.take_spent(now);
         self.round.timing = Timing {
             train: ended.zip(began).map_or(0, |(end, began)| end - began),
             exchange: sent.map_or(0, |sent| self.round.last_blob.saturating_sub(sent)),
             agree: last_commit.map_or(0, |at| now - at),
-            span: now - self.round.began,
-            busy: self.training.take_spent(now),
+            span,
+            busy,
         };
     }
 

@@ -35,7 +35,9 @@ pub(super) struct Training {
     locals: BTreeMap<Round, Local>,
     /// Roots of the models that are at hand, by round.
     models: BTreeMap<Round, Hash>,
-    /// Since when it trains, and for how long it had before, since the last decision.
+    /// The last decision seen, or the start: from there on it is counted how long this peer trains.
+    from: Micros,
+    /// Since when it trains, if it does, and for how long it had before.
     since: Option<Micros>,
     spent: Micros,
 }
@@ -69,12 +71,13 @@ impl Training {
         self.spent += since.map_or(0, |since| now.saturating_sub(since));
     }
 
-    /// How long this peer has trained since this was asked last.
-    pub fn take_spent(&mut self, now: Micros) -> Micros {
+    /// The time since this was asked last, and how much of it this peer trained.
+    pub fn take_spent(&mut self, now: Micros) -> (Micros, Micros) {
         let running = self.since.is_some();
         self.paused(now);
         self.since = running.then_some(now);
-        std::mem::take(&mut self.spent)
+        let span = now.saturating_sub(std::mem::replace(&mut self.from, now));
+        (span, std::mem::take(&mut self.spent))
     }
 }
 
@@ -261,5 +264,36 @@ impl State {
         self.round.committed(now, contribution);
         self.spread(message);
         self.blob_held(now, blob);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn training_that_goes_on_over_a_decision_counts_in_both_rounds() {
+        let mut training = Training::default();
+        assert_eq!(training.take_spent(10), (10, 0));
+        training.since = Some(14);
+        assert_eq!(training.take_spent(20), (10, 6));
+        training.paused(23);
+        training.paused(25);
+        assert_eq!(training.take_spent(30), (10, 3));
+        assert_eq!(training.take_spent(30), (0, 0));
+    }
+
+    #[test]
+    fn the_models_of_the_last_two_rounds_are_at_hand() {
+        let mut training = Training::default();
+        for round in 1..=3 {
+            training.holds(Round(round), Hash::of(&[round as u8]));
+        }
+        assert_eq!(
+            training.models.keys().copied().collect::<Vec<_>>(),
+            [Round(2), Round(3)]
+        );
+        training.forget_models();
+        assert!(training.models.is_empty());
     }
 }
