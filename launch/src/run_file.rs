@@ -398,7 +398,15 @@ fn lay_over(table: &mut Table, set: &str) -> Result<()> {
 
 /// What follows from the way of training unless it is given: its codec, its steps, and the outer rate and momentum that its authors found best.
 /// Where every value is sent without momentum there is nothing for an outer rate to make up for: it is 1.
+///
+/// With overlap (R16) a round steps from where the model was a record ago. A step that goes a share `a` of the way to where it leads then goes too
+/// far at an outer rate of `1/a`, instead of `2/a`, and momentum adds to it; so the rate is half as large, and there is no momentum.
 fn defaults_of_the_way(table: &mut Table) {
+    let timing = table.get("timing").and_then(|timing| timing.get("overlap"));
+    let ahead = timing.and_then(Value::as_integer) == Some(1);
+    if ahead {
+        table.entry("training").or_insert_with(|| Value::Table(Table::new()));
+    }
     let Some(training) = table.get_mut("training").and_then(Value::as_table_mut) else {
         return;
     };
@@ -432,6 +440,13 @@ fn defaults_of_the_way(table: &mut Table) {
     }
     if way == "ddp" {
         default(training, "optimizer", "kind", Value::String("adamw".to_owned()));
+    }
+    if ahead {
+        let codec = training.get("compression").and_then(|it| it.get("algorithm"));
+        let dense = matches!(codec.and_then(Value::as_str), Some("dense" | "int8"));
+        let rate = if dense { 0.5 } else { 1.0 };
+        default(training, "", "outer_rate", Value::Float(rate));
+        default(training, "", "outer_momentum", Value::Float(0.0));
     }
     for (inside, key, value) in fixed {
         default(training, inside, key, value.clone());
@@ -691,6 +706,21 @@ mod tests {
         let given = parse("[training]\nouter_rate = 0.5", &[dense]).unwrap();
         assert_eq!(given.training.outer_rate, 0.5);
         assert_eq!(parse("", &[]).unwrap().training.outer_rate, 3.0);
+    }
+
+    #[test]
+    fn training_ahead_steps_half_as_far_and_without_momentum_unless_that_is_given() {
+        let of = |text: &str, sets: &[&str]| {
+            let training = parse(text, sets).unwrap().training;
+            (training.outer_rate, training.outer_momentum)
+        };
+        let ahead = "timing.overlap=1";
+        assert_eq!(of("", &[ahead]), (1.0, 0.0));
+        assert_eq!(of("[training]\nalgorithm = \"diloco\"", &[ahead]), (0.5, 0.0));
+        assert_eq!(of("", &[ahead, "training.compression.algorithm=int8"]), (0.5, 0.0));
+        let given = ["training.outer_rate=0.9", "training.outer_momentum=0.3", ahead];
+        assert_eq!(of("", &given), (0.9, 0.3));
+        assert_eq!(of("", &["timing.overlap=0"]), (2.0, 0.0));
     }
 
     #[test]
