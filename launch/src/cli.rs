@@ -668,8 +668,10 @@ pub struct BenchAlgorithmsArgs {
 pub enum BenchPreset {
     /// Every arm on a small model.
     Short,
-    /// More tokens, workers and learning rates, then larger models.
+    /// More tokens, learning rates and attacks, then more workers.
     Long,
+    /// A few arms on models of three sizes.
+    Sizes,
 }
 
 /// `murmur bench trainer`; what is not given of a shape is that of a small byte-level model.

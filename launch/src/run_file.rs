@@ -400,7 +400,7 @@ fn lay_over(table: &mut Table, set: &str) -> Result<()> {
 /// Where every value is sent without momentum there is nothing for an outer rate to make up for: it is 1.
 ///
 /// With overlap (R16) a round steps from where the model was a record ago. A step that goes a share `a` of the way to where it leads then goes too
-/// far at an outer rate of `1/a`, instead of `2/a`, and momentum adds to it; so the rate is half as large, and there is no momentum.
+/// far at an outer rate of `1/a`, instead of `2/a`, and momentum adds to it; so the rate is at most half as large, and there is no momentum.
 fn defaults_of_the_way(table: &mut Table) {
     let timing = table.get("timing").and_then(|timing| timing.get("overlap"));
     let ahead = timing.and_then(Value::as_integer) == Some(1);
@@ -720,7 +720,7 @@ mod tests {
         assert_eq!(of("", &[ahead, "training.compression.algorithm=int8"]), (0.5, 0.0));
         let given = ["training.outer_rate=0.9", "training.outer_momentum=0.3", ahead];
         assert_eq!(of("", &given), (0.9, 0.3));
-        assert_eq!(of("", &["timing.overlap=0"]), (2.0, 0.0));
+        assert_eq!(of("", &["timing.overlap=0"]), (3.0, 0.0));
     }
 
     #[test]

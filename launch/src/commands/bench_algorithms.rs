@@ -64,6 +64,7 @@ fn plan(args: &BenchAlgorithmsArgs) -> Result<Plan> {
     let preset = match args.preset {
         BenchPreset::Short => Preset::Short,
         BenchPreset::Long => Preset::Long,
+        BenchPreset::Sizes => Preset::Sizes,
     };
     let whole = match &args.plan {
         Some(path) => read_plan(path)?,

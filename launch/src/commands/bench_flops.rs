@@ -20,8 +20,8 @@ use crate::device::{device, threads};
 /// Sides of the matrices, an equal share of the operations each; larger where a device wants more at once.
 const SIDES: [usize; 3] = [512, 1024, 2048];
 const SIDES_ELSEWHERE: [usize; 2] = [2048, 4096];
-/// Products from one commitment to the next: hashes of an eighth of the rows take a few hundredths of the time, and a GPU would wait for them.
-const DEPTH: usize = 8;
+/// Products from one commitment to the next: hashes of a quarter of the rows take a few hundredths of the time, and a GPU would wait for them.
+const DEPTH: usize = 4;
 const DEPTH_ELSEWHERE: usize = 32;
 
 /// One challenge, answered and verified.

@@ -276,8 +276,10 @@ pub struct Plan {
 pub enum Preset {
     /// Every arm at the better learning rate of the long plan, some troubles; a quarter of an hour on two idle cores.
     Short,
-    /// More tokens, learning rates and attacks, then more workers and a larger model; some two hours.
+    /// More tokens, learning rates and attacks, then more workers; an hour and a half on two idle cores.
     Long,
+    /// A few arms on models of 1M, 5M and 16M parameters, with the same tokens; some four hours.
+    Sizes,
 }
 
 impl Plan {
@@ -289,8 +291,10 @@ impl Plan {
             Preset::Long => vec![
                 whole(setting("demo", 4, 60), MANY_ROUNDS, 2, &Attack::ALL),
                 few(setting("demo", 8, 30), FEW_ROUNDS),
-                few(setting("5m", 4, 24), FEW_ROUNDS),
             ],
+            Preset::Sizes => ["demo", "5m", "16m"]
+                .map(|model| few(setting(model, 4, 24), FEW_ROUNDS))
+                .to_vec(),
         };
         Self { series }
     }
@@ -515,7 +519,7 @@ mod tests {
 
     #[test]
     fn every_preset_is_made_of_valid_settings_and_names_that_exist_once() {
-        for preset in [Preset::Short, Preset::Long] {
+        for preset in [Preset::Short, Preset::Long, Preset::Sizes] {
             let plan = Plan::preset(preset);
             plan.check().unwrap();
             for series in plan.series {
