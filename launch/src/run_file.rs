@@ -438,6 +438,10 @@ fn defaults_of_the_way(table: &mut Table) {
     if whole {
         default(training, "compression", "algorithm", Value::String("dense".to_owned()));
     }
+    if ["demo", "ddp"].contains(&way.as_str()) {
+        // Gradients of single batches are too noisy to be held to the rest.
+        default(training, "", "rule", Value::String("median-norm".to_owned()));
+    }
     if way == "ddp" {
         default(training, "optimizer", "kind", Value::String("adamw".to_owned()));
     }
@@ -706,6 +710,14 @@ mod tests {
         let given = parse("[training]\nouter_rate = 0.5", &[dense]).unwrap();
         assert_eq!(given.training.outer_rate, 0.5);
         assert_eq!(parse("", &[]).unwrap().training.outer_rate, 3.0);
+        let rule = |way: &str| {
+            parse(&format!("[training]\nalgorithm = \"{way}\""), &[])
+                .unwrap()
+                .training
+                .rule
+        };
+        assert_eq!(["sparse", "diloco"].map(rule), [trainer::aggregate::Rule::Agreement; 2]);
+        assert_eq!(["demo", "ddp"].map(rule), [trainer::aggregate::Rule::MedianNorm; 2]);
     }
 
     #[test]

@@ -124,9 +124,9 @@ pub enum Rule {
     /// Not at all: the plain weighted mean, which one liar can drive anywhere. For comparison.
     Mean,
     /// Norms are clipped to their median, as the module says.
-    #[default]
     MedianNorm,
     /// The same, and contributions that point away from the rest do not count, see `aggregate::agreement`.
+    #[default]
     Agreement,
 }
 
@@ -221,10 +221,10 @@ pub fn aggregate_into<C: Codec, S: AsRef<[u8]> + Sync>(
     threads: usize,
     sums: Vec<i64>,
 ) -> Result<Update, AggregateError> {
-    aggregate_by(codec, contributions, Rule::default(), threads, sums)
+    aggregate_by(codec, contributions, Rule::MedianNorm, threads, sums)
 }
 
-/// [`aggregate_into`] by another rule than the usual one.
+/// [`aggregate_into`] by any rule; that one holds norms to their median alone.
 ///
 /// # Errors
 /// As [`aggregate`].

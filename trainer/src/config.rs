@@ -296,7 +296,7 @@ pub struct TrainingConfig {
     /// Outer Nesterov momentum, agreed by all. Bound: 0 to below 1; 0, which is none, where it is left out. Not with `demo` and `ddp`.
     #[serde(skip_serializing_if = "is_default")]
     pub outer_momentum: f64,
-    /// How contributions are held to one another before they are summed; `median-norm` where it is left out.
+    /// How contributions are held to one another before they are summed; `agreement` where it is left out.
     #[serde(skip_serializing_if = "is_default")]
     pub rule: Rule,
 }
@@ -318,7 +318,7 @@ impl Default for TrainingConfig {
             compression: CompressionConfig::default(),
             outer_rate: 3.0,
             outer_momentum: 0.0,
-            rule: Rule::MedianNorm,
+            rule: Rule::default(),
         }
     }
 }

@@ -196,7 +196,7 @@ pub struct Arm {
 }
 
 /// What goes wrong in a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trouble {
     /// Chance that a worker misses a round, in thousandths.
     pub dropout_permille: u32,
@@ -206,6 +206,18 @@ pub struct Trouble {
     pub attack: Option<Attack>,
     /// How contributions are held to one another.
     pub rule: Rule,
+}
+
+impl Default for Trouble {
+    /// None at all, with contributions held to the median norm alone.
+    fn default() -> Self {
+        Self {
+            dropout_permille: 0,
+            attackers: 0,
+            attack: None,
+            rule: Rule::MedianNorm,
+        }
+    }
 }
 
 /// One run.
