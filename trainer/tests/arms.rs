@@ -341,10 +341,10 @@ fn a_bench_that_was_stopped_goes_on_with_what_is_missing() {
 }
 
 #[test]
-fn presets_try_as_many_learning_rates_for_every_arm() {
+fn presets_try_every_arm_at_one_learning_rate_or_two() {
     for preset in [Preset::Short, Preset::Long] {
         for series in Plan::preset(preset).series {
-            assert!(series.arms.iter().all(|arm| arm.lrs.len() == series.arms[0].lrs.len()));
+            assert!(series.arms.iter().all(|arm| (1..=2).contains(&arm.lrs.len())));
         }
     }
 }
