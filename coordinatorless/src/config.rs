@@ -6,10 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Hash, PeerId, RunId};
+use crate::types::{Hash, MAX_STEPS, PeerId, RunId};
 
 /// The protocol version that this build speaks.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The largest configuration accepted from a peer, in bytes.
 pub const MAX_CONFIG: usize = 256 << 10;
 
@@ -109,7 +109,7 @@ impl Default for TimingConfig {
 pub struct MembershipConfig {
     /// Batches assigned per round over all members; more than 0.
     pub round_batches: u64,
-    /// Most batches for one member in a round (the trainer's `max_inner_steps`).
+    /// Most batches for one member in a round (the trainer's `max_inner_steps`); at most [`MAX_STEPS`], which auditors can show.
     pub max_quota: u64,
     /// Rounds before counted tokens weigh (R5).
     pub weight_delay: u64,
@@ -162,6 +162,8 @@ pub struct VerificationConfig {
     pub audit_permille: u32,
     /// Largest relative L2 distance between claim and replay that passes.
     pub bound: f64,
+    /// Largest relative difference of a step's gradient norm between the member's trace and its auditor's; of its loss, a tenth of that.
+    pub trace_bound: f64,
     /// Rounds within which a verdict may enter a record, after the round audited or the accusation to be confirmed.
     pub verdict_rounds: u64,
     /// The accumulator root of a newcomer: that of zeros for this model (R19).
@@ -173,6 +175,7 @@ impl Default for VerificationConfig {
         Self {
             audit_permille: 100,
             bound: 0.02,
+            trace_bound: 1e-3,
             verdict_rounds: 8,
             accumulator_zero: Hash::default(),
         }
@@ -189,6 +192,8 @@ pub struct RewardConfig {
     pub flops_per_token: u64,
     /// Nominal seconds of a round, for the liveness multiplier.
     pub nominal_round_secs: u64,
+    /// What a proven audit pays, in thousandths of what the audited work pays; 0 to 10000.
+    pub audit_bounty_permille: u64,
 }
 
 impl Default for RewardConfig {
@@ -197,6 +202,7 @@ impl Default for RewardConfig {
             vesting_rounds: 1500,
             flops_per_token: 1,
             nominal_round_secs: 60,
+            audit_bounty_permille: 1000,
         }
     }
 }
@@ -324,7 +330,7 @@ impl RunConfig {
             self.protocol == PROTOCOL,
             "protocol",
             self.protocol.to_string(),
-            "this build speaks protocol 2",
+            "this build speaks protocol 3",
             "use the build of Murmur that this run was made with",
         )?;
         let length = self.name.chars().count();
@@ -364,6 +370,7 @@ impl RunConfig {
                 1_000.0,
             ),
             ("verification.bound", verify.bound, 1e-9, 10.0),
+            ("verification.trace_bound", verify.trace_bound, 1e-9, 1.0),
         ] {
             check(
                 value.is_finite() && value >= low && value <= high,
@@ -375,13 +382,13 @@ impl RunConfig {
         }
         for (field, value, low, high) in [
             ("membership.round_batches", member.round_batches, 1, 1 << 32),
-            ("membership.max_quota", member.max_quota, 1, 1 << 20),
+            ("membership.max_quota", member.max_quota, 1, MAX_STEPS),
             ("membership.weight_delay", member.weight_delay, 1, 1 << 16),
             ("membership.weight_window", member.weight_window, 1, 1 << 16),
             ("membership.lapse_rounds", member.lapse_rounds, 1, 1 << 16),
             ("membership.finality_rounds", member.finality_rounds, 1, 1 << 32),
             ("verification.audit_permille", u64::from(verify.audit_permille), 0, 1000),
-            ("verification.verdict_rounds", verify.verdict_rounds, 1, 1 << 16),
+            ("verification.verdict_rounds", verify.verdict_rounds, 2, 1 << 16),
             (
                 "rewards.vesting_rounds",
                 self.rewards.vesting_rounds,
@@ -394,6 +401,12 @@ impl RunConfig {
                 self.rewards.nominal_round_secs,
                 1,
                 1 << 20,
+            ),
+            (
+                "rewards.audit_bounty_permille",
+                self.rewards.audit_bounty_permille,
+                0,
+                10_000,
             ),
             ("storage.snapshot_rounds", self.storage.snapshot_rounds, 1, 1 << 20),
             (

@@ -14,6 +14,10 @@
 //! 3. **In time.** A verdict comes within `verdict_rounds`, and its confirmation within as many again. Points must not vest before.
 //! 4. **The honest.** A replay that is wrong about honest work, with the chance `alpha`, must not make honest work a loss:
 //!    `p * alpha * vesting_rounds <= 1 - cost_share`.
+//! 5. **The auditors.** A replay costs what the work costs. A proven audit must pay more than that, or silence pays better: `bounty > cost_share`, the
+//!    bounty `rewards.audit_bounty_permille` thousandths of the work's reward. All audits together take `p * bounty` of what work is paid, which is also
+//!    all that colluders can gain by vouching for one another's work: `p * r * bounty` for each round of theirs, which condition 2 counts among what
+//!    a cheat is paid: `(1-q)^vesting_rounds * (1 + p * r * bounty)`.
 //!
 //! The share that colludes, the cost and `alpha` are [`Assumptions`]: they stand in no configuration, as nobody could agree on them.
 
@@ -68,6 +72,7 @@ pub struct Economics {
     audit_rate: f64,
     vesting_rounds: f64,
     verdict_rounds: f64,
+    bounty: f64,
     assumed: Assumptions,
 }
 
@@ -105,6 +110,16 @@ pub enum Objection {
         /// What honest work leaves.
         honest: f64,
     },
+    /// Condition 5.
+    #[error(
+        "a proven audit pays {bounty:.2} of the work's reward (rewards.audit_bounty_permille), and the replay costs {cost:.2}: silence pays better"
+    )]
+    Audits {
+        /// What it pays.
+        bounty: f64,
+        /// What the replay costs.
+        cost: f64,
+    },
     /// Condition 4.
     #[error("honest work must expect to lose {lost:.3} of its reward to audits that err, and leaves {honest:.3}")]
     Errors {
@@ -123,6 +138,7 @@ impl Economics {
             audit_rate: f64::from(verification.audit_permille) / 1000.0,
             vesting_rounds: rewards.vesting_rounds as f64,
             verdict_rounds: verification.verdict_rounds as f64,
+            bounty: rewards.audit_bounty_permille as f64 / 1000.0,
             assumed,
         }
     }
@@ -139,25 +155,35 @@ impl Economics {
         ((1.0 - SURETY).ln() / (-self.caught() * share).ln_1p()).ceil()
     }
 
-    /// The share of its claims that vests for who cheats in every round.
+    /// What who cheats in every round is paid of what it claims, with what its accomplices are paid for vouching.
     #[must_use]
     pub fn kept(&self) -> f64 {
-        (1.0 - self.caught()).powf(self.vesting_rounds)
+        (1.0 - self.caught()).powf(self.vesting_rounds) * self.vouched(self.audit_rate)
+    }
+
+    /// What a round claimed brings to all who collude, if nobody catches it, at this audit rate.
+    fn vouched(&self, audit_rate: f64) -> f64 {
+        1.0 + audit_rate * self.assumed.colluding_share * self.bounty
     }
 
     /// The least audit rate with which conditions 1 and 2 hold at this vesting. Above 1: there is none.
     #[must_use]
     pub fn audits_needed(&self) -> f64 {
         let once = self.assumed.cost_share / (1.0 + self.vesting_rounds);
-        let names = 1.0 - (1.0 - self.assumed.cost_share).powf(1.0 / self.vesting_rounds);
-        -(-once.max(names)).ln_1p() / (1.0 - self.assumed.colluding_share)
+        let honest = 1.0 - self.assumed.cost_share;
+        // More audits are also more to be vouched for; that is a small part of it, so this comes to rest at once.
+        (0..16).fold(0.0, |rate, _| {
+            let names = 1.0 - (honest / self.vouched(rate)).powf(1.0 / self.vesting_rounds);
+            -(-once.max(names)).ln_1p() / (1.0 - self.assumed.colluding_share)
+        })
     }
 
     /// The least rounds of vesting with which conditions 1 to 3 hold at this audit rate. Infinite without audits.
     #[must_use]
     pub fn vesting_needed(&self) -> f64 {
         let once = self.assumed.cost_share / self.caught() - 1.0;
-        let names = (1.0 - self.assumed.cost_share).ln() / (-self.caught()).ln_1p();
+        let honest = (1.0 - self.assumed.cost_share) / self.vouched(self.audit_rate);
+        let names = honest.ln() / (-self.caught()).ln_1p();
         once.max(names).max(2.0 * self.verdict_rounds).ceil()
     }
 
@@ -172,6 +198,9 @@ impl Economics {
         let vesting = self.vesting_rounds;
         if self.audit_rate <= 0.0 {
             Some(Objection::NoAudits)
+        } else if self.bounty <= saved {
+            let bounty = self.bounty;
+            Some(Objection::Audits { bounty, cost: saved })
         } else if vesting < convicted {
             Some(Objection::VestsEarly { vesting, convicted })
         } else if lost <= saved {
@@ -191,6 +220,12 @@ impl Economics {
         let (audits, vesting) = (self.audits_needed(), self.vesting_needed());
         let more = format!("audit at least {} of the work", Percent(audits));
         let longer = format!("let points vest after {vesting} rounds");
+        if matches!(self.objection(), Some(Objection::Audits { .. })) {
+            return format!(
+                "let a proven audit pay more than the replay costs (rewards.audit_bounty_permille above {:.0})",
+                1000.0 * self.assumed.cost_share
+            );
+        }
         match (audits <= 1.0, vesting.is_finite()) {
             (true, true) => format!("{more}, or {longer}"),
             (true, false) => more,
@@ -285,8 +320,8 @@ mod tests {
     fn the_least_audits_and_vesting_are_those_calculated_by_hand() {
         // One round: 0.5 / 101 = 0.00495. New names: 1 - 0.5^(1/100) = 0.00691, which is more, and takes -ln(1 - 0.00691) = ln 2 / 100.
         near(economics(50, 100, PLAIN).audits_needed(), 0.006_931);
-        // A third colludes, cost 0.8: -ln 0.2 / 100 * 3/2.
-        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.024_142);
+        // A third colludes, cost 0.8: (-ln 0.2 + ln 1.0081) / 100 * 3/2, since at 0.0243 a third of 0.0243 is paid for vouching.
+        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.024_263);
         // ln 2 / 0.05 = 13.86.
         assert_eq!(economics(50, 100, PLAIN).vesting_needed(), 14.0);
         // Never before the second verdict.
@@ -306,6 +341,13 @@ mod tests {
         assert!(
             matches!(objection(10, 10, PLAIN), Some(Objection::OneRound { saved, lost }) if saved == 0.5 && (lost - 0.1095).abs() < 1e-4)
         );
+        let thankless = Economics {
+            bounty: 0.5,
+            ..economics(50, 14, PLAIN)
+        };
+        let audits = Objection::Audits { bounty: 0.5, cost: 0.5 };
+        assert_eq!(thankless.objection(), Some(audits));
+        assert!(thankless.remedy().contains("audit_bounty_permille above 500"));
         // 0.0488 * 13 = 0.63 is more than 0.5; but e^-0.6 = 0.5488 of it all is kept.
         assert!(
             matches!(objection(50, 12, PLAIN), Some(Objection::NewNames { kept, honest }) if (kept - 0.5488).abs() < 1e-4 && honest == 0.5)

@@ -19,7 +19,7 @@ const SPANS: u64 = 16;
 pub struct Grant {
     /// The round worked in; of several, the last.
     pub round: Round,
-    /// Points: verified training FLOPs in billions, times the liveness multiplier.
+    /// Points: verified training FLOPs in billions, and those of proven audits, times the liveness multiplier.
     pub points: u128,
 }
 
@@ -34,6 +34,8 @@ pub struct Account {
     pub tokens: u64,
     /// Rounds counted so far.
     pub rounds: u64,
+    /// Proven audits so far.
+    pub audits: u64,
     /// Grants that have not vested, oldest first.
     pub provisional: Vec<Grant>,
     /// Points that can no longer be taken.
@@ -52,6 +54,21 @@ pub struct Account {
 }
 
 impl Account {
+    /// What training on so many tokens is worth to this account now.
+    fn worth(&self, rewards: &RewardConfig, tokens: u64) -> u128 {
+        let seconds = self.rounds.saturating_mul(rewards.nominal_round_secs);
+        let flops = u128::from(tokens).saturating_mul(u128::from(rewards.flops_per_token));
+        (flops / 1_000_000_000).saturating_mul(u128::from(liveness_millionths(seconds))) / 1_000_000
+    }
+
+    /// One grant a round: its audits and its work together.
+    fn receive(&mut self, round: Round, points: u128) {
+        match self.provisional.last_mut().filter(|last| last.round == round) {
+            Some(last) => last.points = last.points.saturating_add(points),
+            None => self.provisional.push(Grant { round, points }),
+        }
+    }
+
     /// Points that have not vested.
     pub fn provisional_points(&self) -> u128 {
         self.provisional
@@ -94,6 +111,7 @@ impl Ledger {
                     address: String::new(),
                     tokens: 0,
                     rounds: 0,
+                    audits: 0,
                     provisional: Vec::new(),
                     vested: 0,
                     contested: 0,
@@ -112,12 +130,21 @@ impl Ledger {
     /// Grants points for a counted round (R29).
     pub fn grant(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64) {
         let account = self.open(id);
-        let seconds = account.rounds.saturating_mul(rewards.nominal_round_secs);
-        let flops = u128::from(tokens).saturating_mul(u128::from(rewards.flops_per_token));
-        let points = (flops / 1_000_000_000).saturating_mul(u128::from(liveness_millionths(seconds))) / 1_000_000;
+        let points = account.worth(rewards, tokens);
         account.tokens = account.tokens.saturating_add(tokens);
         account.rounds = account.rounds.saturating_add(1);
-        account.provisional.push(Grant { round, points });
+        account.receive(round, points);
+        self.issued = self.issued.saturating_add(points);
+    }
+
+    /// Grants the bounty for a proven audit of work of so many tokens. It stands and falls with what the auditor earns in `round`, whose record has the
+    /// verdict.
+    pub fn bounty(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64) {
+        let account = self.open(id);
+        let whole = account.worth(rewards, tokens);
+        let points = whole.saturating_mul(u128::from(rewards.audit_bounty_permille)) / 1000;
+        account.audits = account.audits.saturating_add(1);
+        account.receive(round, points);
         self.issued = self.issued.saturating_add(points);
     }
 

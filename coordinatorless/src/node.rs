@@ -165,6 +165,8 @@ pub enum Done {
         shards: Vec<Bytes>,
         /// A file holding the accumulator after it, served to auditors.
         accumulator: PathBuf,
+        /// Its steps, told to auditors that commit themselves first.
+        trace: Trace,
     },
     /// What was trained could not be encoded.
     Idle {
@@ -194,7 +196,12 @@ pub enum Done {
         reason: String,
     },
     /// An audit.
-    Audited(Verdict),
+    Audited {
+        /// What was found.
+        verdict: Verdict,
+        /// The replay's own trace, where there was a replay.
+        trace: Option<Trace>,
+    },
 }
 
 /// Tells training to stop: pieces up to this number are no longer wanted.

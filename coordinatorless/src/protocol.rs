@@ -29,6 +29,7 @@
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
 //! | R24, R25, R27 | private draw of auditors, verdicts, accusations before all voters | [`audit`], [`beacon`] |
+//! | R25 | who says that work agrees shows that it replayed it, and is paid | [`replayed`] |
 //! | R28 | cheating does not pay, or the run isn't created | [`crate::economics`] |
 //! | R29 | points | [`crate::ledger`] |
 //!
@@ -67,6 +68,7 @@ pub mod membership;
 pub mod overlap;
 pub mod planted;
 mod regroup;
+pub mod replayed;
 pub mod roster;
 mod round;
 pub mod sync;
@@ -165,6 +167,8 @@ pub struct State {
     heard: BTreeMap<PeerId, (Micros, Round)>,
     requests: BTreeMap<PeerId, Change>,
     verdicts: BTreeMap<audit::Key, SignedVerdict>,
+    /// This peer's own that it is too early to tell: one an audit at most.
+    sealed: Vec<Verdict>,
     /// Proofs of double votes that no record has yet, one a culprit.
     evidence: BTreeMap<PeerId, Evidence>,
     /// Audits this peer was ordered to do already.
@@ -231,6 +235,7 @@ impl State {
             heard: BTreeMap::new(),
             requests: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            sealed: Vec::new(),
             evidence: BTreeMap::new(),
             auditing: BTreeSet::new(),
             lots: BTreeMap::new(),
@@ -513,6 +518,10 @@ impl State {
             signature: message.signature,
         };
         let key = audit::key(&signed);
+        // Of a peer that is a record ahead; it says so again.
+        if self.chain.is_early(&self.config.verification, &signed.verdict) {
+            return;
+        }
         if self.verdicts.contains_key(&key) || self.verdicts.len() >= MAX_REQUESTS || !self.chain.awaits(&signed) {
             return;
         }
@@ -526,12 +535,29 @@ impl State {
     }
 
     fn audited(&mut self, verdict: Verdict) {
-        let message = self.keys.sign(&Body::Verdict(verdict));
-        self.verdict(message);
+        self.sealed.push(verdict);
+        self.tell_verdicts();
+    }
+
+    /// Tells what this peer found, once it shows no other auditor what that one has yet to find for itself.
+    fn tell_verdicts(&mut self) {
+        let chain = self.chain.clone();
+        let (early, due): (Vec<_>, Vec<_>) = std::mem::take(&mut self.sealed)
+            .into_iter()
+            .partition(|verdict| chain.is_early(&self.config.verification, verdict));
+        self.sealed = early;
+        self.sealed.retain(|verdict| {
+            verdict.slot.branch == chain.agreed.branch && chain.auditable(verdict.slot.round).is_some()
+        });
+        for verdict in due {
+            let message = self.keys.sign(&Body::Verdict(verdict));
+            self.verdict(message);
+        }
     }
 
     /// Orders the audits that this peer's own lots draw, and those that everyone who votes is asked for.
     fn order_audits(&mut self) {
+        self.tell_verdicts();
         self.draw_lots();
         let (chain, me) = (self.chain.clone(), self.keys.id());
         let mut wanted = Vec::new();

@@ -20,6 +20,7 @@ use redb::{
     TableDefinition,
 };
 
+use crate::protocol::replayed::Traces;
 use crate::types::{Branch, Decided, Hash, Round};
 use crate::wire::Canonical;
 
@@ -43,6 +44,8 @@ const KEPT: TableDefinition<u64, ()> = TableDefinition::new("kept");
 /// Record hash -> canonical [`Decided`] of a branch that lost (R21).
 const VOID: TableDefinition<[u8; 32], &[u8]> = TableDefinition::new("void");
 /// Small facts by name.
+/// Where the small facts have this peer's traces.
+const TRACES: &str = "traces";
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// What went wrong with a peer's directory.
@@ -362,6 +365,19 @@ impl Store {
     /// Stores a small fact, durably.
     pub fn meta_put(&self, name: &str, value: &[u8]) -> Result<(), StoreError> {
         self.write(META, |meta| Ok(meta.insert(name, value).map(drop)?))
+    }
+
+    /// This peer's traces, and which auditors it answered; none if they are of another version.
+    pub fn traces(&self) -> Result<Traces, StoreError> {
+        let bytes = self.meta_get(TRACES)?;
+        Ok(bytes
+            .and_then(|bytes| Traces::from_canonical(&bytes).ok())
+            .unwrap_or_default())
+    }
+
+    /// Stores them, durably.
+    pub fn keep_traces(&self, traces: &Traces) -> Result<(), StoreError> {
+        self.meta_put(TRACES, &traces.to_canonical())
     }
 
     /// Appends to the write-ahead log; on disk when this returns `Ok`.

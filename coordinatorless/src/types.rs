@@ -187,7 +187,7 @@ pub struct Commit {
     pub tokens: u64,
     /// Mean training loss in nats per token, in millionths; advisory.
     pub loss_micros: u64,
-    /// Merkle root over the state hashes of the inner steps.
+    /// Merkle root over the inner steps ([`Trace::root`]).
     pub trace_root: Hash,
     /// The accumulator before the round: the root after the last counted commit, or that of zeros (R19).
     pub accumulator_before: Hash,
@@ -255,6 +255,27 @@ pub struct Lot {
     pub proof: Signature,
 }
 
+/// A round's inner steps as whoever trained or replayed it saw them, and nobody else: of each the loss (`f32`) and the gradient's norm before
+/// clipping (`f64`), their bits little-endian. At most [`MAX_STEPS`].
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Trace(pub Vec<[u8; 12]>);
+
+/// Most inner steps of a round. Two traces of so many are 24 KiB, and sixteen such verdicts less than half of the longest record.
+pub const MAX_STEPS: u64 = 1024;
+
+/// What shows that an auditor replayed the round before it was told what the member had found (`protocol::replayed`).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Replayed {
+    /// With the trace it opens the auditor's commitment.
+    pub salt: [u8; 32],
+    /// The auditor's trace.
+    pub trace: Trace,
+    /// The member's, as it told it for that commitment.
+    pub claimed: Trace,
+    /// The member's signature over slot, auditor, commitment and its own trace root.
+    pub answer: Signature,
+}
+
 /// An auditor's signed word on one member's round (R25).
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Verdict {
@@ -272,6 +293,8 @@ pub struct Verdict {
     pub distance_nanos: u64,
     /// The bound it was held to, in billionths.
     pub bound_nanos: u64,
+    /// In a first verdict that agrees, and only there, what shows that the auditor replayed.
+    pub replayed: Option<Replayed>,
 }
 
 /// A verdict with its auditor's signature, as it stands in a record.

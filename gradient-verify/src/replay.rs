@@ -20,7 +20,7 @@
 use std::ops::Range;
 
 use coordinatorless::protocol::event::AuditOrder;
-use coordinatorless::types::{Commit, Hash};
+use coordinatorless::types::{Commit, Hash, Trace};
 use trainer::arms::Algorithm;
 use trainer::compress::{ACCUMULATOR_LEAF, AnyCodec, Codec, CodecError, DecodeError};
 use trainer::config::TrainingConfig;
@@ -58,7 +58,7 @@ pub struct Audit<'a> {
 }
 
 /// What a replay showed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Replay {
     /// Relative L2 distance between the pseudo-gradient claimed and the one replayed; finite.
     pub distance: f64,
@@ -70,6 +70,8 @@ pub struct Replay {
     pub selection_ok: bool,
     /// Inner steps replayed: those that the commit claims.
     pub steps: u32,
+    /// What they came to here: what an auditor binds itself to before it hears the member (`coordinatorless::protocol::replayed`).
+    pub trace: Trace,
 }
 
 /// Why there is no comparison. Only where [`ReplayError::blames_member`] says so is it the member's doing.
@@ -191,6 +193,7 @@ pub fn replay<'a>(audit: Audit<'a>) -> Result<Replay, ReplayError> {
         parts: &parts,
     };
     let trace_root = round.trace_root;
+    let trace = Trace::of(round.numbers);
     let vector = algorithm.vector(round.delta);
     let reproduced = || match audit.leaves {
         None => claim.is_reproduced(codec, audit.shards, &vector),
@@ -203,6 +206,7 @@ pub fn replay<'a>(audit: Audit<'a>) -> Result<Replay, ReplayError> {
             exact: true,
             selection_ok: true,
             steps,
+            trace,
         });
     }
     let (distance, selection_ok) = claim.compare(codec, &rounded(codec, vector)?, theta);
@@ -212,6 +216,7 @@ pub fn replay<'a>(audit: Audit<'a>) -> Result<Replay, ReplayError> {
         exact: false,
         selection_ok,
         steps,
+        trace,
     })
 }
 

@@ -46,6 +46,7 @@ fn about(order: &AuditOrder, finding: Finding, distance_nanos: u64, bound: f64) 
         finding,
         distance_nanos,
         bound_nanos: nanos(bound),
+        replayed: None,
     }
 }
 
@@ -105,6 +106,8 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use coordinatorless::types::Trace;
+
     use super::*;
 
     fn replay(distance: f64, selection_ok: bool) -> Replay {
@@ -114,6 +117,7 @@ mod tests {
             exact: false,
             selection_ok,
             steps: 16,
+            trace: Trace::default(),
         }
     }
 

@@ -562,6 +562,26 @@ fn a_leaf_that_was_falsified_is_found_where_it_is_opened() {
 }
 
 #[test]
+fn a_replay_gives_the_trace_whose_root_the_trainer_signed() {
+    let round = honest_round();
+    let trace = honest().replay().unwrap().trace;
+    assert_eq!(trace.root(), Hash(round.trace_root));
+    assert!(trace.steps().eq(round.numbers.iter().copied()));
+    for steps in 0..5 {
+        let leaves = &round.trace[..steps];
+        let part = Trace(trace.0[..steps].to_vec());
+        assert_eq!(part.root().0, trainer::local::trace_root(leaves), "{steps} steps");
+        assert_eq!(trace.parts(&part, 1e-3), Some(steps));
+    }
+    let mut bent = round.numbers.clone();
+    bent[6].1 *= 1.002;
+    assert_eq!(trace.parts(&Trace::of(bent.clone()), 1e-3), Some(6));
+    assert_eq!(trace.parts(&Trace::of(bent.clone()), 1e-2), None);
+    bent[5].0 = f32::NAN;
+    assert_eq!(trace.parts(&Trace::of(bent), 1e-2), Some(5));
+}
+
+#[test]
 fn a_verdict_names_the_round_the_member_and_both_numbers() {
     let case = honest();
     let mut found = case.replay().unwrap();
@@ -576,6 +596,7 @@ fn a_verdict_names_the_round_the_member_and_both_numbers() {
         finding: Finding::Differs,
         distance_nanos: 713_000_000,
         bound_nanos: 20_000_000,
+        replayed: None,
     };
     assert_eq!(verdict, expected);
     assert_eq!(unanswered(&case.order, BOUND).finding, Finding::Unanswered);

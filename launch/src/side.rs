@@ -9,7 +9,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use coordinatorless::node::{Done, ModelSource, Opened, leaf_count};
 use coordinatorless::protocol::event::AuditOrder;
-use coordinatorless::types::{BatchIndex, Verdict};
+use coordinatorless::types::{BatchIndex, Trace, Verdict};
 use gradient_verify::{Audit, Replay, ReplayError, explain, malformed, replay, unanswered, verdict};
 use tch::Device;
 use trainer::local::set_threads;
@@ -120,8 +120,8 @@ pub fn work(mut setup: Setup, tasks: &Receiver<Task>) -> Result<()> {
                 accumulators,
             } => {
                 let found = audit(&setup.kit, &mut model, &order, &source, &shards, accumulators);
-                if let Some(verdict) = found
-                    && setup.done.blocking_send(Done::Audited(verdict)).is_err()
+                if let Some((verdict, trace)) = found
+                    && setup.done.blocking_send(Done::Audited { verdict, trace }).is_err()
                 {
                     break;
                 }
@@ -138,7 +138,7 @@ fn told(kept: Result<()>) {
     }
 }
 
-/// Replays; `None` where the fault may be this peer's own or the network's: then nobody is accused.
+/// Replays, and gives what the steps came to here; `None` where the fault may be this peer's own or the network's: then nobody is accused.
 fn audit(
     kit: &Kit,
     model: &mut Model,
@@ -146,10 +146,10 @@ fn audit(
     source: &ModelSource,
     shards: &[Bytes],
     accumulators: Option<Opened>,
-) -> Option<Verdict> {
+) -> Option<(Verdict, Option<Trace>)> {
     let bound = kit.config.verification.bound;
     let Some(accumulators) = accumulators else {
-        return Some(unanswered(order, bound));
+        return Some((unanswered(order, bound), None));
     };
     let agreed = match kit.rebuild(source) {
         Ok(agreed) => agreed,
@@ -162,11 +162,11 @@ fn audit(
     match result {
         Ok(replay) => {
             tracing::info!("{}", explain(order, &replay, bound));
-            Some(verdict(order, &replay, bound))
+            Some((verdict(order, &replay, bound), Some(replay.trace)))
         }
         Err(error) if error.blames_member() => {
             tracing::info!("audit of {}: {error}", order.contribution.member.short());
-            Some(malformed(order, bound))
+            Some((malformed(order, bound), None))
         }
         Err(error) => {
             tracing::warn!(

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use coordinatorless::node::{Done, Stop};
 use coordinatorless::protocol::event::TrainOrder;
-use coordinatorless::types::BatchIndex;
+use coordinatorless::types::{BatchIndex, Trace};
 use tch::Device;
 use trainer::local::{LocalError, RoundInputs, set_threads};
 use trainer::replicas::Replicas;
@@ -64,8 +64,8 @@ pub struct Found {
     pub tokens: u64,
     /// Mean loss, nats per token.
     pub mean_loss: f64,
-    /// The root over its steps.
-    pub trace_root: [u8; 32],
+    /// Its steps.
+    pub trace: Trace,
 }
 
 struct Training {
@@ -210,7 +210,7 @@ impl Training {
             state: local.state,
             tokens,
             mean_loss: local.mean_loss,
-            trace_root: local.trace_root,
+            trace: Trace::of(local.numbers),
         })
     }
 }

@@ -314,7 +314,7 @@ impl Worker {
             len: shards.iter().map(|shard| shard.len() as u64).sum(),
             tokens: found.tokens,
             loss_micros: (found.mean_loss * 1e6).clamp(0.0, 1e15) as u64,
-            trace_root: Hash(found.trace_root),
+            trace_root: found.trace.root(),
             accumulator_before,
             accumulator_after,
         };
@@ -322,6 +322,7 @@ impl Worker {
             trained,
             shards,
             accumulator,
+            trace: found.trace,
         })
     }
 

@@ -59,6 +59,8 @@ pub struct LocalRound {
     pub first_loss: f64,
     /// Loss of the last batch before the last step, nats per token.
     pub last_loss: f64,
+    /// Loss and gradient norm of each step, as the leaves have them.
+    pub numbers: Vec<(f32, f64)>,
     /// The leaf of each step.
     pub trace: Vec<[u8; 32]>,
     /// The root over them.
@@ -170,7 +172,7 @@ pub(crate) struct Left {
 
 /// What the steps of a round came to.
 pub(crate) struct Taken {
-    losses: Vec<f64>,
+    numbers: Vec<(f32, f64)>,
     trace: Vec<[u8; 32]>,
 }
 
@@ -183,18 +185,18 @@ pub(crate) fn take_steps(
     inputs: RoundInputs<'_>,
     take: &mut dyn FnMut(&[Vec<u32>]) -> Stepped,
 ) -> Result<Taken, LocalError> {
-    let (mut losses, mut trace) = (Vec::new(), Vec::new());
+    let (mut numbers, mut trace) = (Vec::new(), Vec::new());
     for step in 0..most {
         let Some(batch) = (inputs.batches)(step) else { break };
         let (loss, norm) = take(&batch)?;
-        losses.push(f64::from(loss));
+        numbers.push((loss, norm));
         trace.push(trace_leaf(step, loss, norm));
         (inputs.observe)(step, f64::from(loss));
         if !(inputs.keep_going)(step + 1) {
             break;
         }
     }
-    Ok(Taken { losses, trace })
+    Ok(Taken { numbers, trace })
 }
 
 impl Taken {
@@ -209,7 +211,8 @@ impl Taken {
         model: &Model,
         left: Left,
     ) -> Result<LocalRound, LocalError> {
-        let Self { losses, trace } = self;
+        let Self { numbers, trace } = self;
+        let losses: Vec<f64> = numbers.iter().map(|(loss, _)| f64::from(*loss)).collect();
         let (Some(&first_loss), Some(&last_loss)) = (losses.first(), losses.last()) else {
             return Err(LocalError::NoBatch);
         };
@@ -223,6 +226,7 @@ impl Taken {
             first_loss,
             last_loss,
             trace_root: trace_root(&trace),
+            numbers,
             trace,
         })
     }

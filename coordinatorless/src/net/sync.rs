@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::pool::Pool;
 use super::{NetError, NetEvent};
+use crate::protocol::replayed::{Answer, Ask};
 use crate::types::{Branch, Decided, Hash, PeerId, Round, RunId};
 use crate::wire::{Canonical, MAX_RECORDS};
 
@@ -59,6 +60,8 @@ pub enum Request {
         /// Its hash.
         hash: Hash,
     },
+    /// Your trace of a round that I was drawn to audit (R25).
+    Trace(Ask),
 }
 
 /// Where a peer stands.
@@ -102,6 +105,8 @@ pub enum Response {
     Snapshot(SnapshotInfo),
     /// To [`Request::Record`].
     Record(Option<Box<Decided>>),
+    /// To [`Request::Trace`].
+    Trace(Answer),
     /// I cannot say.
     Unknown,
 }

@@ -11,9 +11,11 @@ use super::restore::read_chain;
 use super::transfer::Wanted;
 use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
+use crate::protocol::audit::asked_until;
 use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
+use crate::protocol::replayed::{self, Answer, Heard, Traces};
 use crate::protocol::{Setup, State};
 use crate::store::Store;
 use crate::types::*;
@@ -37,6 +39,7 @@ pub(super) enum Job {
     Gathered(u64, Result<Step, String>),
     Source(u64, Branch, Result<ModelSource, String>),
     Audit(Box<AuditReady>),
+    Trace(Box<TraceReady>),
     Records(PeerId, Vec<Decided>),
     Nothing,
 }
@@ -46,6 +49,13 @@ pub(super) struct AuditReady {
     pub source: Result<ModelSource, String>,
     pub shards: Vec<Bytes>,
     pub accumulators: Option<super::Opened>,
+}
+
+pub(super) struct TraceReady {
+    pub verdict: Verdict,
+    pub trace: Trace,
+    pub salt: [u8; 32],
+    pub answer: Option<Answer>,
 }
 
 /// One peer at work. Only this task touches the state machine.
@@ -66,6 +76,8 @@ pub(super) struct Driver {
     pub training: (u64, Round),
     /// Own accumulator roots by round.
     pub accumulators: BTreeMap<Round, Hash>,
+    /// Own traces, and which auditors were answered.
+    pub traces: Traces,
     pub shared: HashSet<Hash>,
     pub guests: BTreeMap<PeerId, Instant>,
     pub members: Vec<PeerId>,
@@ -120,6 +132,7 @@ impl Driver {
             shared.insert(node.net.put_file(file).await?);
         }
         let mut driver = Self {
+            traces: node.store.traces()?,
             state: State::new(setup),
             keys,
             began: Instant::now(),
@@ -249,8 +262,8 @@ impl Driver {
         match event {
             NetEvent::Frame { from, bytes } => self.frame(from, bytes),
             NetEvent::Connected(_) | NetEvent::Disconnected(_) => Ok(()),
-            NetEvent::Request { request, reply, .. } => {
-                let _gone = reply.send(self.answer(request).await);
+            NetEvent::Request { from, request, reply } => {
+                let _gone = reply.send(self.answer(from, request).await);
                 Ok(())
             }
             NetEvent::Rejected { from, kind, reason } => {
@@ -318,6 +331,7 @@ impl Driver {
                 trained,
                 shards,
                 accumulator,
+                trace,
             } => {
                 for shard in shards {
                     self.node.net.put(shard).await?;
@@ -325,6 +339,8 @@ impl Driver {
                 self.accumulators
                     .insert(trained.round, self.node.net.put_file(&accumulator).await?);
                 self.node.net.flush_blobs().await?;
+                self.traces.keep(&self.node.config.run, trained.round, trace);
+                self.node.store.keep_traces(&self.traces)?;
                 let keep = self.node.config.run.verification.verdict_rounds * 2 + SPARE_ACCUMULATORS;
                 let oldest = Round(trained.round.0.saturating_sub(keep));
                 self.accumulators = self.accumulators.split_off(&oldest);
@@ -371,7 +387,17 @@ impl Driver {
             }
             Done::Failed { epoch, reason } if epoch == self.epoch => Err(NodeError::Host(reason)),
             Done::Applied { .. } | Done::Failed { .. } => Ok(()),
-            Done::Audited(verdict) => self.handle(Event::Audited(verdict)),
+            Done::Audited { verdict, trace } => {
+                let needed = verdict.draw == 0 && verdict.finding == Finding::Agrees;
+                if let Some(trace) = trace.filter(|_| verdict.draw == 0) {
+                    self.ask_for_trace(verdict.clone(), trace);
+                }
+                // Where it differs, nothing waits for the member's trace: it tells this peer from which step on.
+                match needed {
+                    true => Ok(()),
+                    false => self.handle(Event::Audited(verdict)),
+                }
+            }
         }
     }
 
@@ -439,11 +465,54 @@ impl Driver {
                     }
                 }
             }
+            Job::Trace(ready) => self.hear_trace(*ready),
             Job::Records(from, records) => {
                 let records = records.into_iter().map(Arc::new).collect();
                 self.handle(Event::Records { from, records })
             }
             Job::Gathered(..) | Job::Source(..) | Job::Nothing => Ok(()),
+        }
+    }
+
+    /// What an audited member told of its trace, or that it told nothing.
+    fn hear_trace(&mut self, ready: TraceReady) -> Result<(), NodeError> {
+        let TraceReady {
+            mut verdict,
+            trace,
+            salt,
+            answer,
+        } = ready;
+        let (slot, member, me) = (verdict.slot, verdict.member, self.keys.id());
+        let chain = self.state.chain().clone();
+        let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
+        let Some(claim) = claim.filter(|_| slot.branch == chain.agreed.branch) else {
+            return Ok(());
+        };
+        let verification = &self.node.config.run.verification;
+        let bound = verification.trace_bound;
+        let heard = answer.map_or(Heard::Invalid, |answer| {
+            replayed::hear(&slot, &member, &me, &trace, salt, claim, answer, bound, Scheme::Ed25519)
+        });
+        // Who is not heard has not refused, and whose chain is ahead may have been right to.
+        let in_time = chain.agreed.round < asked_until(verification, slot.round);
+        let refused = in_time && self.state.alive(self.now()).contains(&member);
+        let agrees = verdict.finding == Finding::Agrees;
+        match heard {
+            Heard::Parts(step) => {
+                let (member, round, steps) = (member.short(), slot.round, replayed::parted(step));
+                self.notice(Notice::Warning(match agrees {
+                    true => format!("{member} did its work of round {round}, but committed to another trace: {steps}"),
+                    false => format!("{member} did not do its work of round {round} as assigned: {steps}"),
+                }));
+                Ok(())
+            }
+            Heard::Proven(_) | Heard::Invalid if !agrees => Ok(()),
+            Heard::Proven(shown) => {
+                verdict.replayed = Some(*shown);
+                self.handle(Event::Audited(verdict))
+            }
+            Heard::Invalid if refused => self.handle(Event::Audited(replayed::unanswered(verdict))),
+            Heard::Invalid | Heard::Before => Ok(()),
         }
     }
 

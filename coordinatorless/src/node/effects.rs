@@ -4,15 +4,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::driver::{AuditReady, Driver, Job};
+use super::driver::{AuditReady, Driver, Job, TraceReady};
 use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
 use crate::protocol::event::{AuditOrder, Effect};
+use crate::protocol::replayed::{self, Ask};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
 /// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
 const OPENING: Duration = Duration::from_secs(30);
+/// How long one question for a trace may take.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Peers asked for an opened accumulator.
 const MAX_OPENERS: usize = 16;
 /// Before a model that could not be built is tried again.
@@ -145,6 +148,32 @@ impl Driver {
                 tokio::time::sleep(AGAIN).await;
             }
             Job::Source(epoch, branch, source)
+        });
+    }
+
+    /// Asks an audited member for its trace, bound to this peer's own (R25), until it answers or patience ends.
+    pub(super) fn ask_for_trace(&mut self, verdict: Verdict, trace: Trace) {
+        let (slot, member) = (verdict.slot, verdict.member);
+        let Some(lot) = verdict.lot.clone() else { return };
+        let salt = replayed::salt(&self.keys, &slot, &member);
+        let commitment = replayed::commitment(&slot, &member, &self.keys.id(), &trace, &salt);
+        let ask = Ask { slot, lot, commitment };
+        let net = self.node.net.clone();
+        self.jobs.spawn(async move {
+            let began = Instant::now();
+            let answer = loop {
+                match net.request(member, Request::Trace(ask.clone()), ANSWER).await {
+                    Ok(Response::Trace(answer)) => break Some(answer),
+                    _ if began.elapsed() > OPENING => break None,
+                    _ => tokio::time::sleep(AGAIN).await,
+                }
+            };
+            Job::Trace(Box::new(TraceReady {
+                verdict,
+                trace,
+                salt,
+                answer,
+            }))
         });
     }
 

@@ -9,6 +9,7 @@ use super::restore::history_window;
 use super::transfer::{self, SnapshotEntry};
 use crate::net::{Request, Response, SnapshotInfo, StatusInfo};
 use crate::protocol::event::Notice;
+use crate::protocol::replayed::Ask;
 use crate::types::*;
 
 /// A snapshot stays at least this long, if there are no more than so many.
@@ -20,7 +21,10 @@ const ANSWER_BYTES: usize = 4 << 20;
 
 impl Driver {
     /// What other peers may ask.
-    pub(super) async fn answer(&self, request: Request) -> Response {
+    pub(super) async fn answer(&mut self, from: PeerId, request: Request) -> Response {
+        if let Request::Trace(ask) = &request {
+            return self.tell_trace(from, ask);
+        }
         let agreed = &self.state.chain().agreed;
         match request {
             Request::Status => Response::Status(StatusInfo {
@@ -55,6 +59,26 @@ impl Driver {
                     }),
                     None => Response::Unknown,
                 }
+            }
+            Request::Trace(_) => Response::Unknown,
+        }
+    }
+
+    /// R25: one answer for each auditor, noted before it leaves.
+    fn tell_trace(&mut self, auditor: PeerId, ask: &Ask) -> Response {
+        let (chain, config) = (self.state.chain().clone(), self.node.config.run.clone());
+        let answer = match self.traces.answer(&chain, &config, &self.keys, auditor, ask) {
+            Ok(answer) => answer,
+            Err(why) => {
+                tracing::debug!(auditor = %auditor.short(), round = %ask.slot.round, why, "no trace for an auditor");
+                return Response::Unknown;
+            }
+        };
+        match self.node.store.keep_traces(&self.traces) {
+            Ok(()) => Response::Trace(answer),
+            Err(error) => {
+                tracing::warn!(%error, "no trace for an auditor");
+                Response::Unknown
             }
         }
     }

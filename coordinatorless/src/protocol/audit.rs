@@ -9,7 +9,8 @@
 //! **What cannot be known** is whether somebody was drawn and keeps silent. It follows that
 //! - a round is settled for everyone alike, once `verdict_rounds` have passed or an accusation that came before is settled;
 //! - who went away before its round could have been audited is not paid for that round, drawn or not. So leaving is no way out;
-//! - silence costs an auditor nothing. What holds it to its work would be errors planted on purpose, of which there are none yet.
+//! - silence costs an auditor no more than its pay. A verdict that agrees is paid what the work itself is (`rewards.audit_bounty_permille`), and
+//!   counts only with what shows that its author replayed the round ([`super::replayed`]): who says "agrees" without it is not heard.
 //!
 //! **No lot can be bought.** A key is bound to its member before the seed is known: it is announced with the join, weighs only
 //! `membership.weight_delay` rounds later, and a member that comes back must bring the same key. Whoever could choose among seeds gains
@@ -45,6 +46,16 @@ pub const MAX_STRIKES: u32 = 3;
 /// Accusations of having opened nothing that are before everyone at a time.
 const MAX_UNOPENED: usize = 4;
 
+/// The last record by which an audited member tells its trace. From the one after on verdicts that agree may be told, which show it to everyone:
+/// what an auditor committed itself to before cannot have been read there.
+pub fn asked_until(verification: &VerificationConfig, round: Round) -> Round {
+    Round(
+        round
+            .0
+            .saturating_add(verification.verdict_rounds.saturating_sub(2) / 2),
+    )
+}
+
 /// A round whose work can still be audited, with what verdicts on it are checked against.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
 pub struct Auditable {
@@ -56,6 +67,19 @@ pub struct Auditable {
     pub weights: Vec<(PeerId, u64)>,
     /// Member and auditor of every verdict that a record has, sorted.
     pub answered: Vec<(PeerId, PeerId)>,
+    /// What was counted, sorted by member.
+    pub work: Vec<Claim>,
+}
+
+/// A counted commit, as far as a verdict on it is checked against it.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// Whose.
+    pub member: PeerId,
+    /// The root over its steps.
+    pub trace_root: Hash,
+    /// Tokens counted.
+    pub tokens: u64,
 }
 
 impl Auditable {
@@ -74,6 +98,12 @@ impl Auditable {
         let chance = u128::from(verification.audit_permille).saturating_mul(of(auditor));
         // lot / 2^64 < permille/1000 * weight/others, without dividing.
         auditor != member && (u128::from(lot) * 1000).saturating_mul(others) < chance << 64
+    }
+
+    /// What this member's commit claimed.
+    pub fn claim(&self, member: &PeerId) -> Option<&Claim> {
+        let at = self.work.binary_search_by_key(member, |claim| claim.member);
+        at.ok().map(|at| &self.work[at])
     }
 
     /// Whether this peer can be drawn at all.
@@ -174,6 +204,12 @@ impl ChainState {
         self.may_have(signed).is_ok()
     }
 
+    /// Whether this verdict would show a trace that other auditors may still ask for.
+    pub fn is_early(&self, verification: &VerificationConfig, verdict: &Verdict) -> bool {
+        let shows = verdict.draw == 0 && verdict.finding == Finding::Agrees;
+        shows && self.agreed.round <= asked_until(verification, verdict.slot.round)
+    }
+
     /// Everything about a verdict that may change from record to record: a proposer that keeps one which was good once must let go of it when it
     /// is not any more, or nobody votes for its records.
     pub(super) fn may_have(&self, signed: &SignedVerdict) -> Result<(), &'static str> {
@@ -213,6 +249,14 @@ impl ChainState {
     }
 }
 
+fn claim(one: &Contribution) -> Claim {
+    Claim {
+        member: one.member,
+        trace_root: one.commit.trace_root,
+        tokens: one.commit.tokens,
+    }
+}
+
 /// The work that `record` counted can be audited from now on.
 pub fn open(state: &mut ChainState, record: &Record) {
     let auditable = Auditable {
@@ -220,6 +264,7 @@ pub fn open(state: &mut ChainState, record: &Record) {
         seed: state.agreed.seed,
         weights: state.agreed.weights.clone(),
         answered: Vec::new(),
+        work: record.contributions.iter().map(claim).collect(),
     };
     state.agreed.auditable.push(auditable);
 }
@@ -235,6 +280,13 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
             && let Some(round) = state.agreed.auditable.iter_mut().find(|one| one.round == about.0)
         {
             round.answer(verdict.member, auditor);
+            // Checked with the record: it agrees and shows that its auditor replayed.
+            if verdict.finding == Finding::Agrees
+                && let Some(claim) = round.claim(&verdict.member)
+            {
+                let tokens = claim.tokens;
+                state.ledger.bounty(&config.rewards, auditor, now, tokens);
+            }
         }
         let heard = verdict.draw == 0 && state.hears(verdict.finding);
         let known = state

@@ -277,6 +277,7 @@ pub struct AgreementTimer {
 
 /// Something people or scripts may want to know (`events.jsonl`).
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // a few a round, moved once
 pub enum Notice {
     /// A record was decided. Model root and timings come with [`Notice::Advanced`].
     Decided {

@@ -116,6 +116,8 @@ cheats! {
     WithheldOpening => false_work::FalseWork::Unopened;
     /// Audits nothing that it was drawn to audit.
     LazyAuditor => lying_auditor::LyingAuditor::Lazy;
+    /// Says of whatever it audits that it agrees, with a trace that it made up.
+    GuessingAuditor => lying_auditor::Guesser::default();
     /// Says of whatever it audits that it differs.
     FalseAccuser => lying_auditor::LyingAuditor::Accuser;
     /// Claims work that it did not do, covers other liars and accuses the honest.
@@ -218,6 +220,10 @@ pub(super) trait Adversary {
     /// Bytes of its own making, sent as they are.
     fn frames(&mut self, _stage: &mut Stage<'_>) -> Vec<(PeerId, Vec<u8>)> {
         Vec::new()
+    }
+    /// Whether it says of what it audits that it agrees, and replays nothing.
+    fn is_lazy(&self) -> bool {
+        false
     }
     /// Whether it hands this blob to that peer.
     fn serves(&self, _blob: &Hash, _to: &PeerId) -> bool {

@@ -31,6 +31,7 @@ use crate::protocol::State;
 use crate::protocol::chain::{ChainState, Steps};
 use crate::protocol::clock::Clock;
 use crate::protocol::event::{Event, Timer, TrainOrder};
+use crate::protocol::replayed::Traces;
 use crate::types::*;
 use crate::wire::{Keys, Signed};
 
@@ -47,6 +48,8 @@ struct Disk {
     states: BTreeMap<Round, Arc<ChainState>>,
     models: BTreeMap<Round, Hash>,
     blobs: BTreeSet<Hash>,
+    /// Own traces, and which auditors were answered.
+    traces: Traces,
     /// The first number of the last start's `Have` messages.
     sequence: u64,
 }
@@ -129,6 +132,14 @@ enum Item {
         peer: usize,
         life: u32,
         event: Box<Event>,
+    },
+    /// A replay that agreed, to be shown by the member's answer to it.
+    Ask {
+        peer: usize,
+        life: u32,
+        verdict: Box<Verdict>,
+        trace: Trace,
+        tries: u32,
     },
     Fault(usize),
     /// The power comes back.
@@ -363,6 +374,13 @@ impl World {
             Item::Fetched { peer, life, blob, from } => self.fetched(peer, life, blob, from),
             Item::AskRecords { peer, asker, from } => self.answer_records(peer, asker, from),
             Item::Event { peer, life, event } => self.event(peer, life, *event),
+            Item::Ask {
+                peer,
+                life,
+                verdict,
+                trace,
+                tries,
+            } => self.ask(peer, life, *verdict, trace, tries),
             Item::Fault(at) => self.fault(at),
             Item::Wake(peer) => self.wake(peer),
             Item::Look => self.look(),

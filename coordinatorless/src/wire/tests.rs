@@ -80,8 +80,16 @@ fn change() -> impl Strategy<Value = Change> {
 fn verdict() -> impl Strategy<Value = Verdict> {
     let finding = prop_oneof![Just(Finding::Agrees), Just(Finding::Differs), Just(Finding::Unanswered)];
     let lot = option::of((any::<[u8; 32]>(), signature()).prop_map(|(output, proof)| Lot { output, proof }));
-    let parts = (slot(), peer(), any::<(u8, u64, u64)>(), finding, lot);
-    parts.prop_map(|(slot, member, numbers, finding, lot)| Verdict {
+    let trace = || vec(any::<[u8; 12]>(), 0..4).prop_map(Trace);
+    let shown = (any::<[u8; 32]>(), trace(), trace(), signature());
+    let replayed = option::of(shown.prop_map(|(salt, trace, claimed, answer)| Replayed {
+        salt,
+        trace,
+        claimed,
+        answer,
+    }));
+    let parts = (slot(), peer(), any::<(u8, u64, u64)>(), finding, lot, replayed);
+    parts.prop_map(|(slot, member, numbers, finding, lot, replayed)| Verdict {
         slot,
         member,
         draw: numbers.0,
@@ -89,6 +97,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
         finding,
         distance_nanos: numbers.1,
         bound_nanos: numbers.2,
+        replayed,
     })
 }
 

@@ -15,6 +15,7 @@ use coordinatorless::net::BlobsAtRest;
 use coordinatorless::node::{ModelSource, Opened, Step, leaf_count, leaf_ranges};
 use coordinatorless::protocol::chain::ChainState;
 use coordinatorless::protocol::event::AuditOrder;
+use coordinatorless::protocol::replayed;
 use coordinatorless::protocol::sync::{branch_base, verify_next};
 use coordinatorless::protocol::train_order;
 use coordinatorless::store::Store;
@@ -64,6 +65,7 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
     let replayed = side::replayed(&kit, &mut model, &found.order, &agreed, &shards, &opened);
     let secs = began.elapsed().as_secs_f64();
     let bound = kit.config.verification.bound;
+    let traces = Traced::of(&found, &records.store, &kit.config, replayed.as_ref().ok());
     let outcome = match replayed {
         Ok(replay) => Outcome::of(&found.order, &replay, bound),
         Err(error) if error.blames_member() => Outcome {
@@ -73,7 +75,7 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
         },
         Err(error) => return Err(error).context("the round cannot be replayed here"),
     };
-    tell(args.json, &found, &outcome, bound, secs)?;
+    tell(args.json, &found, &outcome, &traces, bound, secs)?;
     match outcome.finding {
         Finding::Agrees => Ok(()),
         _ => Err(anyhow!("the replay differs from what was claimed")),
@@ -300,6 +302,51 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The member's trace against the replay's, where this directory knows it: the member's own, or shown by an auditor that agreed.
+enum Traced {
+    Unknown,
+    Agree,
+    /// The first step that differs, from 0.
+    Parts(usize),
+}
+
+impl Traced {
+    fn of(found: &Found, store: &Store, config: &RunConfig, replay: Option<&Replay>) -> Self {
+        let root = found.order.contribution.commit.trace_root;
+        let shown = found
+            .verdicts
+            .iter()
+            .filter_map(|(_, one)| one.verdict.replayed.as_ref());
+        let shown = shown
+            .map(|shown| shown.claimed.clone())
+            .find(|trace| trace.root() == root);
+        let own = || store.traces().ok()?.find(root);
+        let (Some(claimed), Some(replay)) = (shown.or_else(own), replay) else {
+            return Self::Unknown;
+        };
+        match replay.trace.parts(&claimed, config.verification.trace_bound) {
+            Some(step) => Self::Parts(step),
+            None => Self::Agree,
+        }
+    }
+
+    /// How many steps agree before one does not; `None` if nobody knows, or all do.
+    fn agree(&self) -> Option<usize> {
+        match self {
+            Self::Parts(step) => Some(*step),
+            Self::Unknown | Self::Agree => None,
+        }
+    }
+
+    fn words(&self) -> Option<String> {
+        match self {
+            Self::Unknown => None,
+            Self::Agree => Some("all agree".to_owned()),
+            Self::Parts(step) => Some(replayed::parted(*step)),
+        }
+    }
+}
+
 /// What came of it.
 struct Outcome {
     finding: Finding,
@@ -311,7 +358,7 @@ impl Outcome {
     fn of(order: &AuditOrder, replay: &Replay, bound: f64) -> Self {
         Self {
             finding: judge(replay, bound),
-            replay: Some(*replay),
+            replay: Some(replay.clone()),
             words: explain(order, replay, bound),
         }
     }
@@ -325,9 +372,9 @@ fn said(finding: Finding) -> &'static str {
     }
 }
 
-fn tell(json: bool, found: &Found, outcome: &Outcome, bound: f64, secs: f64) -> Result<()> {
+fn tell(json: bool, found: &Found, outcome: &Outcome, traces: &Traced, bound: f64, secs: f64) -> Result<()> {
     let contribution = &found.order.contribution;
-    let replay = outcome.replay;
+    let replay = outcome.replay.as_ref();
     if json {
         let verdicts: Vec<_> = found.verdicts.iter().map(|(at, one)| json!({
             "record": at, "auditor": one.auditor, "draw": one.verdict.draw, "verdict": said(one.verdict.finding),
@@ -337,10 +384,13 @@ fn tell(json: bool, found: &Found, outcome: &Outcome, bound: f64, secs: f64) -> 
             "round": contribution.commit.slot.round, "member": contribution.member, "verdict": said(outcome.finding),
             "rel_l2": replay.map(|replay| replay.distance), "norm_ratio": replay.map(|replay| replay.norm_ratio),
             "selection_ok": replay.map(|replay| replay.selection_ok), "exact": replay.map(|replay| replay.exact),
-            "steps": replay.map(|replay| replay.steps), "bound": bound, "words": outcome.words, "recorded": verdicts, "secs": secs,
+            "steps": replay.map(|replay| replay.steps), "steps_agree": traces.agree(), "bound": bound, "words": outcome.words, "recorded": verdicts, "secs": secs,
         }));
     }
     println!("{}", outcome.words);
+    if let Some(words) = traces.words() {
+        println!("  steps      {words}");
+    }
     if let Some(replay) = replay {
         println!(
             "  distance   {:.3e}, relative L2; at most {bound} passes",

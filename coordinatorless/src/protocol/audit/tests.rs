@@ -28,6 +28,7 @@ fn auditors(weights: &[u64]) -> (Vec<(PeerId, VrfKeys)>, Auditable) {
         seed: [0; 32],
         weights,
         answered: Vec::new(),
+        work: Vec::new(),
     };
     let keys = keys.iter().map(|keys| (keys.id(), VrfKeys::derive(keys))).collect();
     (keys, auditable)

@@ -5,7 +5,7 @@ use crate::agreement::Agreement;
 use crate::config::RunConfig;
 use crate::protocol::assignment::Assignment;
 use crate::protocol::membership::{self, Member, Standing};
-use crate::protocol::{audit, beacon};
+use crate::protocol::{audit, beacon, replayed};
 use crate::types::*;
 use crate::wire::{Body, Canonical, Scheme, Signed};
 
@@ -323,6 +323,14 @@ impl ChainState {
             }
             (_, None) if verdict.draw == 1 => {}
             _ => return refuse("a first verdict needs a lot, and only a first one"),
+        }
+        if self.is_early(&config.verification, verdict) {
+            return refuse("shows the member's trace while others may still ask for it");
+        }
+        let claim = self.auditable(round).and_then(|open| open.claim(&verdict.member));
+        let bound = config.verification.trace_bound;
+        if let Err(why) = replayed::check(verdict, auditor, claim, bound, scheme) {
+            return refuse(why);
         }
         let whole = Signed {
             signer: signed.auditor,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::config::*;
 use crate::protocol::beacon::VrfKeys;
+use crate::protocol::replayed;
 use crate::wire::{Body, Keys};
 
 const SCHEME: Scheme = Scheme::Ed25519;
@@ -52,6 +53,7 @@ impl Run {
                 vesting_rounds: 8,
                 flops_per_token: 1_000_000_000,
                 nominal_round_secs: 60,
+                audit_bounty_permille: 500,
             },
             storage: StorageConfig::default(),
             model: toml::Table::new(),
@@ -80,7 +82,7 @@ impl Run {
             len: 10,
             tokens: batches * self.config.data.batch_tokens(),
             loss_micros: 1,
-            trace_root: Hash::default(),
+            trace_root: steps(self.keys[member].id()).root(),
             accumulator_before: self.chain.member(&self.keys[member].id()).unwrap().accumulator,
             accumulator_after: Hash::of(&[member as u8, self.chain.agreed.round.0 as u8]),
         }
@@ -171,7 +173,40 @@ impl Run {
             finding,
             distance_nanos: 1,
             bound_nanos: 1,
+            replayed: None,
         };
+        self.say(verdict, by)
+    }
+
+    /// The first verdict of who replayed, asked and was answered.
+    fn agreeing(&self, round: Round, member: PeerId, lot: Lot, by: usize) -> SignedVerdict {
+        let unproven = self.verdict(Finding::Agrees, round, member, Some(lot), by);
+        let shown = self.shown(&unproven, steps(member), [7; 32]);
+        self.say(
+            Verdict {
+                replayed: Some(shown),
+                ..unproven.verdict
+            },
+            by,
+        )
+    }
+
+    /// What an auditor with this trace has to show once the member has answered it.
+    fn shown(&self, of: &SignedVerdict, trace: Trace, salt: [u8; 32]) -> Replayed {
+        let (slot, member) = (of.verdict.slot, of.verdict.member);
+        let commitment = replayed::commitment(&slot, &member, &of.auditor, &trace, &salt);
+        let claimed = steps(member);
+        let keys = &self.keys[self.index(member)];
+        let answer = replayed::signed(keys, &slot, &of.auditor, &commitment, &claimed.root());
+        Replayed {
+            salt,
+            trace,
+            claimed,
+            answer,
+        }
+    }
+
+    fn say(&self, verdict: Verdict, by: usize) -> SignedVerdict {
         let signed = self.keys[by].sign(&Body::Verdict(verdict.clone()));
         SignedVerdict {
             auditor: signed.signer,
@@ -214,6 +249,11 @@ impl Run {
         };
         self.advance(&record)
     }
+}
+
+/// The steps of a member's rounds.
+fn steps(member: PeerId) -> Trace {
+    Trace::of((0..8u8).map(|step| (2.0 + f32::from(member.0[usize::from(step)]), 1.0 + f64::from(step))))
 }
 
 #[test]
@@ -427,7 +467,7 @@ fn only_who_was_drawn_is_heard_once_and_with_its_own_lot() {
     let early = run.verdict(Finding::Differs, round.next(), member, Some(lot.clone()), by);
     assert!(refused(&run, early).contains("nobody awaits it"));
     let mut forged = good.clone();
-    forged.verdict.finding = Finding::Agrees;
+    forged.verdict.distance_nanos += 1;
     assert!(refused(&run, forged).contains("signature"));
     // The same auditor has one word on a round.
     run.advance(&run.record_of(Vec::new(), Vec::new(), vec![good]));
@@ -446,7 +486,7 @@ fn a_round_can_be_audited_for_as_long_as_the_run_says_and_no_longer() {
         run.advance(&record);
     }
     let said = |run: &Run| {
-        let verdict = run.verdict(Finding::Agrees, round, member, Some(lot.clone()), by);
+        let verdict = run.agreeing(round, member, lot.clone(), by);
         run.apply(&run.record_of(Vec::new(), Vec::new(), vec![verdict]))
     };
     assert!(said(&run).is_ok());
@@ -824,4 +864,169 @@ fn a_goodbye_in_the_record_that_bars_is_no_way_back_in() {
     record.changes = vec![Change::Leave(leave, culprit, signed.signature)];
     run.advance(&record);
     assert_eq!(run.chain.member(&culprit).unwrap().standing, Standing::Banned);
+}
+
+/// A run in which the first round may be told of: who audits whom in it.
+fn told() -> (Run, Round, usize, PeerId, Lot) {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let (round, (by, member, lot)) = (run.chain.agreed.round, run.drawn());
+    while run.chain.agreed.round <= audit::asked_until(&run.config.verification, round) {
+        let early = run.agreeing(round, member, lot.clone(), by);
+        let refused = run.chain.check_verdict(&run.config, &early, SCHEME).unwrap_err();
+        assert!(refused.to_string().contains("others may still ask"), "{refused}");
+        let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
+        run.advance(&record);
+    }
+    (run, round, by, member, lot)
+}
+
+#[test]
+fn who_says_that_work_agrees_shows_that_it_replayed_it_or_is_not_heard() {
+    let (run, round, by, member, lot) = told();
+    let refused = |verdict: SignedVerdict, why: &str| {
+        let found = run.chain.check_verdict(&run.config, &verdict, SCHEME).unwrap_err();
+        assert!(found.to_string().contains(why), "{found}");
+    };
+    let good = run.agreeing(round, member, lot.clone(), by);
+    run.chain.check_verdict(&run.config, &good, SCHEME).unwrap();
+    let shown = good.verdict.replayed.clone().unwrap();
+    let with = |shown: Option<Replayed>, finding| {
+        let verdict = Verdict {
+            finding,
+            replayed: shown,
+            ..good.verdict.clone()
+        };
+        run.say(verdict, by)
+    };
+    refused(with(None, Finding::Agrees), "does not show");
+    refused(with(Some(shown.clone()), Finding::Differs), "none is to be shown");
+    // A guess, to which it did bind itself before it was told.
+    let guess = Trace::of((0..8).map(|_| (3.0, 2.0)));
+    let guessed = run.shown(&good, guess, [7; 32]);
+    refused(with(Some(guessed.clone()), Finding::Agrees), "not that of the work");
+    // What it was told, which it did not bind itself to.
+    let copied = Replayed {
+        trace: shown.claimed.clone(),
+        ..guessed
+    };
+    refused(with(Some(copied), Finding::Agrees), "did not answer a commitment");
+    let salted = Replayed {
+        salt: [8; 32],
+        ..shown.clone()
+    };
+    refused(with(Some(salted), Finding::Agrees), "did not answer a commitment");
+    // Another auditor's proof.
+    let other = (0..4).find(|other| *other != by).unwrap();
+    let auditor = run.keys[other].id();
+    let borrowed = SignedVerdict {
+        auditor,
+        ..good.clone()
+    };
+    let borrowed = Replayed {
+        answer: run.shown(&borrowed, steps(member), [7; 32]).answer,
+        ..shown.clone()
+    };
+    refused(with(Some(borrowed), Finding::Agrees), "did not answer a commitment");
+    // What it claims that the member told, and what the member cannot have committed to.
+    let invented = Replayed {
+        claimed: Trace::of([(1.0, 1.0)]),
+        ..shown.clone()
+    };
+    refused(
+        with(Some(invented), Finding::Agrees),
+        "not the one that was committed to",
+    );
+    let long = Replayed {
+        trace: Trace(vec![[0; 12]; 1025]),
+        ..shown
+    };
+    refused(with(Some(long), Finding::Agrees), "more steps than a round has");
+}
+
+#[test]
+fn a_proven_audit_is_paid_half_of_the_work_where_the_run_says_so() {
+    let (mut run, round, by, member, lot) = told();
+    let auditor = run.keys[by].id();
+    let before = run.chain.ledger.get(&auditor).unwrap().provisional_points();
+    let verdict = run.agreeing(round, member, lot, by);
+    run.advance(&run.record_of(Vec::new(), Vec::new(), vec![verdict]));
+    let account = run.chain.ledger.get(&auditor).unwrap();
+    let gained = account.provisional_points() - before;
+    // One batch of 16 tokens at a GFLOP each, and the liveness of one round counted.
+    let of_one_round = 16 * u128::from(crate::ledger::liveness_millionths(60)) / 1_000_000;
+    assert_eq!((account.audits, gained), (1, of_one_round / 2));
+    let all: u128 = run
+        .chain
+        .ledger
+        .accounts
+        .iter()
+        .map(|one| one.provisional_points() + one.vested)
+        .sum();
+    assert_eq!(all, run.chain.ledger.issued);
+    // A difference pays nothing.
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let open = run.accused(Finding::Differs);
+    assert_eq!(run.chain.ledger.get(&open.accuser).unwrap().audits, 0);
+}
+
+#[test]
+fn a_member_answers_one_commitment_of_each_auditor_that_was_drawn_and_in_time() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let (round, (by, member, lot)) = (run.chain.agreed.round, run.drawn());
+    let (auditor, keys) = (run.keys[by].id(), run.keys[run.index(member)].clone());
+    let slot = Slot {
+        round,
+        ..run.chain.next_slot()
+    };
+    let mut traces = replayed::Traces::default();
+    traces.keep(&run.config, round, steps(member));
+    let salt = [7; 32];
+    let commitment = replayed::commitment(&slot, &member, &auditor, &steps(member), &salt);
+    let ask = replayed::Ask { slot, lot, commitment };
+    let mut answer =
+        |run: &Run, who: PeerId, ask: &replayed::Ask| traces.answer(&run.chain, &run.config, &keys, who, ask);
+    let first = answer(&run, auditor, &ask).unwrap();
+    // Asked with anything else, it says the same again.
+    let again = replayed::Ask {
+        commitment: Hash::of(b"another"),
+        ..ask.clone()
+    };
+    assert_eq!(answer(&run, auditor, &again).unwrap(), first);
+    let other = run
+        .keys
+        .iter()
+        .map(Keys::id)
+        .find(|id| *id != auditor && *id != member)
+        .unwrap();
+    assert!(answer(&run, other, &ask).unwrap_err().contains("drawn"));
+    let claim = *run.chain.auditable(round).unwrap().claim(&member).unwrap();
+    let hear = |trace: &Trace, answer: &replayed::Answer| {
+        replayed::hear(
+            &slot,
+            &member,
+            &auditor,
+            trace,
+            salt,
+            &claim,
+            answer.clone(),
+            1e-3,
+            SCHEME,
+        )
+    };
+    assert!(matches!(hear(&steps(member), &first), replayed::Heard::Proven(_)));
+    assert_eq!(hear(&steps(other), &first), replayed::Heard::Before);
+    let mut forged = first.clone();
+    forged.trace.0.pop();
+    assert_eq!(hear(&steps(member), &forged), replayed::Heard::Invalid);
+    while run.chain.agreed.round <= audit::asked_until(&run.config.verification, round) {
+        let record = run.record_of(Vec::new(), Vec::new(), Vec::new());
+        run.advance(&record);
+    }
+    assert!(answer(&run, auditor, &ask).unwrap_err().contains("too late"));
 }

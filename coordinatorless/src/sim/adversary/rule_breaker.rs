@@ -155,6 +155,7 @@ impl Breach {
                     finding: Finding::Differs,
                     distance_nanos: 1,
                     bound_nanos: 0,
+                    replayed: None,
                 };
                 let signature = stage.keys.sign(&Body::Verdict(verdict.clone())).signature;
                 record.verdicts = vec![SignedVerdict {

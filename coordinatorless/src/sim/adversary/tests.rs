@@ -263,6 +263,34 @@ fn a_false_accuser_pays_with_its_place_and_a_lazy_auditor_with_nothing() {
 }
 
 #[test]
+fn who_says_that_all_agrees_without_a_look_is_neither_heard_nor_paid() {
+    let (mut refused, mut honest) = (0, 0);
+    for seed in 1..=4 {
+        let kind = LiarKind::GuessingAuditor;
+        let mut scenario = seven(seed, vec![Liars { kind, peers: vec![6] }]);
+        scenario.rounds = 30;
+        scenario.verification.audit_permille = 500;
+        let mut world = World::new(&scenario);
+        world.run();
+        let (_, violations) = world.finish();
+        assert!(violations.is_empty(), "{violations:#?}");
+        let ledger = &world.chain(0).unwrap().ledger;
+        let audits = |peer: usize| ledger.get(&scenario.keys(peer).id()).unwrap().audits;
+        assert_eq!(audits(6), 0);
+        honest += (0..6).map(audits).sum::<u64>();
+        refused += world.noticed.get("verdict").copied().unwrap_or(0);
+        assert!(world.slashed.is_empty(), "it harms nobody, and nobody harms it");
+        let unanswered = |decided: &Decided| {
+            let mut all = decided.record.verdicts.iter();
+            all.any(|one| one.verdict.finding == Finding::Unanswered)
+        };
+        assert!(!world.records(0).any(unanswered), "everyone answers");
+    }
+    println!("{honest} audits proven by honest auditors; {refused} times a guess was refused");
+    assert!(honest > 100 && refused > 20, "{honest}, {refused}");
+}
+
+#[test]
 fn any_mix_of_liars_below_a_third_breaks_no_promise() {
     for seed in 1..=24u64 {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);

@@ -11,6 +11,7 @@ use super::super::Scenario;
 use crate::config::RunConfig;
 use crate::protocol::chain::ChainState;
 use crate::protocol::event::{Effect, Encode, Event, Notice, Timer, TrainOrder, Trained};
+use crate::protocol::replayed;
 use crate::protocol::sync::{branch_base, verify_next};
 use crate::protocol::{SECOND, Setup, State};
 use crate::types::*;
@@ -357,7 +358,18 @@ impl Bench {
                 }
             }
             Effect::Audit(order) => {
+                let (slot, member, me) = (order.contribution.commit.slot, order.contribution.member, id);
+                let (salt, trace) = ([0; 32], one_step());
+                let commitment = replayed::commitment(&slot, &member, &me, &trace, &salt);
+                let of = self.peers.iter().find(|other| other.keys.id() == member);
+                let replayed = of.filter(|_| order.draw == 0).map(|of| Replayed {
+                    salt,
+                    answer: replayed::signed(&of.keys, &slot, &me, &commitment, &trace.root()),
+                    claimed: trace.clone(),
+                    trace,
+                });
                 let verdict = Verdict {
+                    replayed,
                     slot: order.contribution.commit.slot,
                     member: order.contribution.member,
                     draw: order.draw,
@@ -448,6 +460,10 @@ impl Bench {
     }
 }
 
+fn one_step() -> Trace {
+    Trace::of([(1.0, 1.0)])
+}
+
 fn trained(config: &RunConfig, id: PeerId, encode: &Encode) -> Trained {
     let order = &encode.work;
     let seed = [
@@ -466,7 +482,7 @@ fn trained(config: &RunConfig, id: PeerId, encode: &Encode) -> Trained {
         len: 1000,
         tokens: quota * config.data.batch_tokens(),
         loss_micros: 1,
-        trace_root: Hash::default(),
+        trace_root: one_step().root(),
         accumulator_before: encode.accumulator,
         accumulator_after: Hash::of(&shard.0),
     }

@@ -52,6 +52,11 @@ impl Gang {
         self.liars.keys().copied()
     }
 
+    /// Whether this peer says what an audit found without one.
+    pub fn is_lazy(&self, peer: usize) -> bool {
+        self.liars.get(&peer).is_some_and(|liar| liar.cheat.is_lazy())
+    }
+
     /// Whether `holder` hands this blob to that peer; honest peers always do.
     pub fn serves(&self, holder: usize, blob: &Hash, to: &PeerId) -> bool {
         self.liars.get(&holder).is_none_or(|liar| liar.cheat.serves(blob, to))

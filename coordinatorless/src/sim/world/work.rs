@@ -2,7 +2,9 @@
 
 use super::{Item, World};
 use crate::protocol::SECOND;
+use crate::protocol::audit::asked_until;
 use crate::protocol::event::{AuditOrder, Encode, Event, TrainOrder, Trained};
+use crate::protocol::replayed::{self, Answer, Ask, Heard};
 use crate::sim::adversary::false_work;
 use crate::types::*;
 
@@ -10,6 +12,8 @@ use crate::types::*;
 const BLOB_BYTES: u64 = 50_000;
 /// How long it takes to encode it.
 const ENCODING: Micros = 1000;
+/// How often a member that gives no answer is asked again, twice a second.
+const ASKED: u32 = 40;
 /// Pieces of training that a peer remembers: those of the round in progress and of the next.
 const TRAINED: usize = 2;
 
@@ -64,6 +68,9 @@ impl World {
         let shard = Hash::of(&seed);
         let blob = Hash::of(&shard.0);
         peer.disk.blobs.insert(blob);
+        let trace = trace(&order, &peer.keys.id(), done);
+        let trace_root = trace.root();
+        peer.disk.traces.keep(&self.config, order.round, trace);
         let trained = Trained {
             branch: encode.branch,
             round: order.round,
@@ -71,7 +78,7 @@ impl World {
             len: BLOB_BYTES,
             tokens: done * self.config.data.batch_tokens(),
             loss_micros: 2_000_000,
-            trace_root: Hash::default(),
+            trace_root,
             accumulator_before: encode.accumulator,
             accumulator_after: Hash::of(&blob.0),
         };
@@ -96,7 +103,19 @@ impl World {
         let member = order.contribution.member;
         let replays = self.replays(at, &order);
         let shown = false_work::shows(&order.contribution.commit);
-        let finding = if replays { shown } else { Finding::Differs };
+        let lazy = self.gang.is_lazy(at);
+        let finding = match replays {
+            _ if lazy => Finding::Agrees,
+            true => shown,
+            false => Finding::Differs,
+        };
+        let steps = order.contribution.commit.tokens / self.config.data.batch_tokens();
+        // Who is lazy has nothing to go by but what others of its rounds look like.
+        let trace = match lazy {
+            true => guessed(steps),
+            false => trace(&order.work, &member, steps),
+        };
+        let first = order.draw == 0;
         let verdict = Verdict {
             slot,
             member,
@@ -105,8 +124,112 @@ impl World {
             finding,
             distance_nanos: if finding == Finding::Agrees { 0 } else { 500_000_000 },
             bound_nanos: 20_000_000,
+            replayed: None,
         };
-        let (life, event) = (self.peers[at].life, Box::new(Event::Audited(verdict)));
-        self.push(self.now + SECOND / 2, Item::Event { peer: at, life, event });
+        let life = self.peers[at].life;
+        let item = match finding {
+            Finding::Agrees if first => Item::Ask {
+                peer: at,
+                life,
+                verdict: Box::new(verdict),
+                trace,
+                tries: 0,
+            },
+            _ => Item::Event {
+                peer: at,
+                life,
+                event: Box::new(Event::Audited(verdict)),
+            },
+        };
+        self.push(self.now + SECOND / 2, item);
     }
+
+    /// R25: asks the audited member for its trace, again and again for a while.
+    pub(super) fn ask(&mut self, at: usize, life: u32, mut verdict: Verdict, trace: Trace, tries: u32) {
+        if self.peers[at].life != life {
+            return;
+        }
+        let (slot, member) = (verdict.slot, verdict.member);
+        let peer = &self.peers[at];
+        let Some(chain) = peer.state.as_ref().map(|state| state.chain().clone()) else {
+            return;
+        };
+        let (keys, verification) = (peer.keys.clone(), self.config.verification.clone());
+        let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
+        let claim = claim.filter(|_| chain.agreed.branch == slot.branch);
+        let (Some(claim), Some(lot)) = (claim, verdict.lot.clone()) else {
+            return;
+        };
+        let (me, salt) = (keys.id(), replayed::salt(&keys, &slot, &member));
+        let commitment = replayed::commitment(&slot, &member, &me, &trace, &salt);
+        let (answer, reached) = self.told(at, &member, &Ask { slot, lot, commitment });
+        if answer.is_none() && tries < ASKED {
+            let item = Item::Ask {
+                peer: at,
+                life,
+                verdict: Box::new(verdict),
+                trace,
+                tries: tries + 1,
+            };
+            return self.push(self.now + SECOND / 2, item);
+        }
+        let lazy = self.gang.is_lazy(at);
+        let claimed = answer.as_ref().map(|answer| (answer.trace.clone(), answer.signature));
+        let (bound, scheme) = (verification.trace_bound, self.scenario.scheme());
+        let heard = answer.map_or(Heard::Invalid, |answer| {
+            replayed::hear(&slot, &member, &me, &trace, salt, claim, answer, bound, scheme)
+        });
+        let in_time = chain.agreed.round < asked_until(&verification, slot.round);
+        match (heard, claimed) {
+            (Heard::Proven(shown), _) => verdict.replayed = Some(*shown),
+            // It shows what it has: its guess, and what the member answered.
+            (_, Some((claimed, answer))) if lazy => {
+                verdict.replayed = Some(Replayed {
+                    salt,
+                    trace,
+                    claimed,
+                    answer,
+                });
+            }
+            (Heard::Invalid, _) if in_time && reached => verdict = replayed::unanswered(verdict),
+            _ => return,
+        }
+        self.event(at, life, Event::Audited(verdict));
+    }
+
+    /// What a member that can be reached tells this auditor, and whether it can be.
+    fn told(&mut self, at: usize, member: &PeerId, ask: &Ask) -> (Option<Answer>, bool) {
+        let (auditor, config) = (self.peers[at].keys.id(), self.config.clone());
+        let there = |of: &usize| self.side[*of] == self.side[at] && self.peers[*of].state.is_some();
+        let processes: Vec<usize> = self.processes(member).filter(there).collect();
+        let answer = processes.iter().find_map(|of| {
+            let peer = &mut self.peers[*of];
+            let chain = peer.state.as_ref()?.chain().clone();
+            let answer = peer.disk.traces.answer(&chain, &config, &peer.keys, auditor, ask);
+            answer.ok()
+        });
+        (answer, !processes.is_empty())
+    }
+}
+
+/// What the steps of a local round come to: the same for whoever does the same work.
+fn trace(work: &TrainOrder, member: &PeerId, steps: u64) -> Trace {
+    let mut hasher = blake3::Hasher::new_derive_key("murmur/v1/sim-trace");
+    hasher.update(&work.seed).update(&work.parent.0).update(&member.0);
+    for number in [work.round.0, work.base.0, work.global_tokens] {
+        hasher.update(&number.to_le_bytes());
+    }
+    let mut random = hasher.finalize_xof();
+    let step = |_| {
+        let mut bytes = [0; 4];
+        random.fill(&mut bytes);
+        let share = |at: usize| f32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]])) / 65_536.0;
+        (2.0 + share(0), f64::from(0.5 + share(2)))
+    };
+    Trace::of((0..steps).map(step))
+}
+
+/// What a lazy auditor makes up: as many steps, of a loss and a norm that are likely.
+fn guessed(steps: u64) -> Trace {
+    Trace::of((0..steps).map(|_| (2.5, 1.0)))
 }

@@ -1,0 +1,325 @@
+//! What shows that an auditor replayed the work it says agrees (R25).
+//!
+//! A round's [`Trace`] is known to who trained the round and to who replays it; the commit binds its root alone. So an auditor replays first, and
+//! then
+//!
+//! 1. commits itself: it asks the member with `C = H(slot, member, auditor, its own trace, salt)`, and with its lot, since only who was drawn may ask;
+//! 2. the member answers one `C` for each auditor, with its whole trace and a signature over slot, auditor, `C` and the trace's root. Asked again it
+//!    gives the same answer: whoever has seen the trace can commit itself to nothing any more;
+//! 3. the verdict opens `C` and carries both traces and the signature. Every voter checks that `C` opens, that the member signed for it, that its trace is the
+//!    one it committed to, and that the two agree step by step, the norms within `verification.trace_bound`, the losses within a tenth of it.
+//!
+//! ```text
+//! record    r        ..        asked_until | asked_until+1     ..      r + verdict_rounds
+//!           members answer                 | verdicts that agree are told, traces in them
+//! ```
+//! A verdict shows the trace to everyone. So until [`audit::asked_until`](super::audit::asked_until) nobody tells one, and after it no member answers:
+//! no auditor can read what it was to find. Who replays too slowly for that is not paid, and harms nobody. The window is as sharp as records are
+//! known everywhere: a member that lags a record behind answers that much longer.
+//!
+//! **Whose silence costs what.** A member that gives an auditor no valid answer, though it is heard and there is time, has opened nothing to it: that
+//! goes before everyone like an accumulator not opened ([`super::audit`]), and costs the auditor its pay alone. A member whose work agrees while its trace does
+//! not gets no verdict. One that holds an answer to another commitment of the same auditor proves by its signature that it did answer.
+//!
+//! **What remains.** Who trained and who audits can collude: they know each other's trace, and vouch for one another at will. So can two auditors that
+//! were both drawn to the same work, of whom one replays. That is why a verdict that agrees clears nobody, and more than a third judge an
+//! accusation.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::audit::{Claim, asked_until};
+use super::beacon;
+use super::chain::ChainState;
+use crate::config::RunConfig;
+use crate::types::*;
+use crate::wire::{Keys, Scheme, verify_bytes};
+
+/// The domain of a member's signature under its answer, and of what an auditor's salt follows from.
+const ANSWER: &str = "trace-answer";
+const SALT: &str = "audit-salt";
+
+impl Trace {
+    /// Of loss and gradient norm of each step.
+    pub fn of(steps: impl IntoIterator<Item = (f32, f64)>) -> Self {
+        let bytes = |(loss, norm): (f32, f64)| {
+            let mut bytes = [0; 12];
+            bytes[..4].copy_from_slice(&loss.to_bits().to_le_bytes());
+            bytes[4..].copy_from_slice(&norm.to_bits().to_le_bytes());
+            bytes
+        };
+        Self(steps.into_iter().map(bytes).collect())
+    }
+
+    /// Loss and gradient norm of each step.
+    pub fn steps(&self) -> impl Iterator<Item = (f32, f64)> + '_ {
+        self.0.iter().map(|[a, b, c, d, norm @ ..]| {
+            let loss = f32::from_bits(u32::from_le_bytes([*a, *b, *c, *d]));
+            (loss, f64::from_bits(u64::from_le_bytes(*norm)))
+        })
+    }
+
+    /// The Merkle root that a commit names: the trainer's, whose module says how it is made.
+    pub fn root(&self) -> Hash {
+        let leaf = |(step, bytes): (usize, &[u8; 12])| {
+            let step = u32::try_from(step).unwrap_or(u32::MAX).to_le_bytes();
+            hash(&[b"murmur/trace/2\0", &step, bytes])
+        };
+        let mut level: Vec<Hash> = self.0.iter().enumerate().map(leaf).collect();
+        while level.len() > 1 {
+            let node = |pair: &[Hash]| match pair {
+                [left, right] => hash(&[b"murmur/trace-node/1\0", &left.0, &right.0]),
+                _ => pair.first().copied().unwrap_or_default(),
+            };
+            level = level.chunks(2).map(node).collect();
+        }
+        let steps = u32::try_from(self.0.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let top = level.first().copied().unwrap_or_default();
+        hash(&[b"murmur/trace-root/1\0", &steps, &top.0])
+    }
+
+    /// The first step, from 0, in which the two differ by more than the bound, or that one of them lacks.
+    pub fn parts(&self, other: &Self, bound: f64) -> Option<usize> {
+        let near = |a: f64, b: f64, bound: f64| {
+            a.is_finite() && b.is_finite() && (a - b).abs() <= bound * a.abs().max(b.abs())
+        };
+        let mut both = self.steps().zip(other.steps());
+        let differs =
+            both.position(|(a, b)| !(near(f64::from(a.0), f64::from(b.0), bound / 10.0) && near(a.1, b.1, bound)));
+        let short = self.0.len().min(other.0.len());
+        differs.or((self.0.len() != other.0.len()).then_some(short))
+    }
+}
+
+fn hash(parts: &[&[u8]]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    Hash(*hasher.finalize().as_bytes())
+}
+
+/// Run, branch and round, as they are signed and committed to.
+fn place(slot: &Slot) -> Vec<u8> {
+    [&slot.run.0[..], &slot.branch.to_le_bytes(), &slot.round.0.to_le_bytes()].concat()
+}
+
+/// What an auditor binds itself to before it hears the member.
+pub fn commitment(slot: &Slot, member: &PeerId, auditor: &PeerId, trace: &Trace, salt: &[u8; 32]) -> Hash {
+    let head = [&place(slot)[..], &member.0, &auditor.0, salt].concat();
+    Hash::derive(
+        "murmur/v1/audit-commitment",
+        &[&head[..], trace.0.as_flattened()].concat(),
+    )
+}
+
+/// The salt of an auditor: nobody can guess it, and after a restart it is the same.
+pub fn salt(keys: &Keys, slot: &Slot, member: &PeerId) -> [u8; 32] {
+    let secret = keys.sign_bytes(SALT, &[&place(slot)[..], &member.0].concat());
+    Hash::of(&secret.0).0
+}
+
+fn answered(slot: &Slot, auditor: &PeerId, commitment: &Hash, trace_root: &Hash) -> Vec<u8> {
+    [&place(slot)[..], &auditor.0, &commitment.0, &trace_root.0].concat()
+}
+
+/// A drawn auditor's question for a member's trace.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    /// Run, branch and the audited round; view 0.
+    pub slot: Slot,
+    /// What drew the auditor.
+    pub lot: Lot,
+    /// What it binds itself to.
+    pub commitment: Hash,
+}
+
+/// What a member answers.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// The first commitment that this auditor asked with.
+    pub commitment: Hash,
+    /// The member's trace.
+    pub trace: Trace,
+    /// Its signature over slot, auditor, that commitment and the trace's root.
+    pub signature: Signature,
+}
+
+/// What came of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The verdict can show that its auditor replayed.
+    Proven(Box<Replayed>),
+    /// This auditor asked with another commitment before: nothing to be shown, nobody's fault.
+    Before,
+    /// The traces part at this step, from 0: nothing to be shown either.
+    Parts(usize),
+    /// No answer at all: not signed by the member, or not the trace it committed to.
+    Invalid,
+}
+
+/// An auditor's reading of an answer to what it asked with `salt` and `trace`.
+#[allow(clippy::too_many_arguments)] // each is one part of what is signed
+pub fn hear(
+    slot: &Slot,
+    member: &PeerId,
+    auditor: &PeerId,
+    trace: &Trace,
+    salt: [u8; 32],
+    claim: &Claim,
+    answer: Answer,
+    bound: f64,
+    scheme: Scheme,
+) -> Heard {
+    let signed = answered(slot, auditor, &answer.commitment, &claim.trace_root);
+    if verify_bytes(scheme, ANSWER, &signed, *member, answer.signature).is_err()
+        || answer.trace.root() != claim.trace_root
+    {
+        return Heard::Invalid;
+    }
+    if answer.commitment != commitment(slot, member, auditor, trace, &salt) {
+        return Heard::Before;
+    }
+    match trace.parts(&answer.trace, bound) {
+        Some(step) => Heard::Parts(step),
+        None => Heard::Proven(Box::new(Replayed {
+            salt,
+            trace: trace.clone(),
+            claimed: answer.trace,
+            answer: answer.signature,
+        })),
+    }
+}
+
+/// The verdict that agreed, of a member that told nothing.
+pub fn unanswered(verdict: Verdict) -> Verdict {
+    Verdict {
+        finding: Finding::Unanswered,
+        distance_nanos: u64::MAX,
+        ..verdict
+    }
+}
+
+/// Where two traces part, in words. `step` counts from 0.
+pub fn parted(step: usize) -> String {
+    match step {
+        0 => "the first step does not agree".to_owned(),
+        1 => "the first step agrees; step 2 does not".to_owned(),
+        _ => format!("the first {step} steps agree; step {} does not", step + 1),
+    }
+}
+
+/// Whether a verdict shows what it must, and nothing that it need not.
+pub(super) fn check(
+    verdict: &Verdict,
+    auditor: &PeerId,
+    claim: Option<&Claim>,
+    bound: f64,
+    scheme: Scheme,
+) -> Result<(), &'static str> {
+    let needed = verdict.draw == 0 && verdict.finding == Finding::Agrees;
+    let (shown, claim) = match (&verdict.replayed, claim) {
+        (None, _) if !needed => return Ok(()),
+        (Some(shown), Some(claim)) if needed => (shown, claim),
+        (None, _) => return Err("says that the work agrees, and does not show that it replayed it"),
+        (Some(_), _) => return Err("shows a replay where none is to be shown"),
+    };
+    let (slot, member) = (&verdict.slot, &verdict.member);
+    if shown.trace.0.len().max(shown.claimed.0.len()) as u64 > MAX_STEPS {
+        return Err("shows more steps than a round has");
+    }
+    if shown.claimed.root() != claim.trace_root {
+        return Err("the trace it shows as the member's is not the one that was committed to");
+    }
+    let commitment = commitment(slot, member, auditor, &shown.trace, &shown.salt);
+    let signed = answered(slot, auditor, &commitment, &claim.trace_root);
+    if verify_bytes(scheme, ANSWER, &signed, *member, shown.answer).is_err() {
+        return Err("the member did not answer a commitment to the trace it shows");
+    }
+    match shown.trace.parts(&shown.claimed, bound) {
+        Some(_) => Err("the trace it committed to is not that of the work"),
+        None => Ok(()),
+    }
+}
+
+/// A member's signature under its answer.
+pub(crate) fn signed(keys: &Keys, slot: &Slot, auditor: &PeerId, commitment: &Hash, trace_root: &Hash) -> Signature {
+    keys.sign_bytes(ANSWER, &answered(slot, auditor, commitment, trace_root))
+}
+
+/// A trace of this peer's own, and what it answered for it.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+struct Kept {
+    round: Round,
+    trace: Trace,
+    /// Auditors with the commitment of each, in the order in which they asked.
+    answered: Vec<(PeerId, Hash)>,
+}
+
+/// The traces that a peer may be asked for. To be stored before an answer leaves: who answers a second commitment helps a lazy auditor.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Traces(Vec<Kept>);
+
+impl Traces {
+    /// Keeps the trace of a round, and drops those that nobody may ask for any more.
+    pub fn keep(&mut self, config: &RunConfig, round: Round, trace: Trace) {
+        let rounds = config.verification.verdict_rounds;
+        // Who asked for the same trace before has it.
+        let answered = match self.0.iter().position(|kept| kept.trace == trace) {
+            Some(at) => self.0.remove(at).answered,
+            None => Vec::new(),
+        };
+        // After a fork rounds are trained anew.
+        let most = usize::try_from(rounds.saturating_mul(2)).unwrap_or(usize::MAX);
+        self.0.retain(|kept| kept.round.0.saturating_add(rounds) >= round.0);
+        self.0.drain(..self.0.len().saturating_sub(most));
+        self.0.push(Kept { round, trace, answered });
+    }
+
+    /// The trace with this root.
+    pub fn find(&self, root: Hash) -> Option<Trace> {
+        let mut all = self.0.iter().map(|kept| &kept.trace);
+        all.find(|trace| trace.root() == root).cloned()
+    }
+
+    /// Answers an auditor that this peer's chain draws, one commitment each: so no more than have weight.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub fn answer(
+        &mut self,
+        chain: &ChainState,
+        config: &RunConfig,
+        keys: &Keys,
+        auditor: PeerId,
+        ask: &Ask,
+    ) -> Result<Answer, &'static str> {
+        let (here, me, round) = (chain.next_slot(), keys.id(), ask.slot.round);
+        if (ask.slot.run, ask.slot.branch) != (here.run, here.branch) {
+            return Err("of another run or branch");
+        }
+        let auditable = chain.auditable(round).ok_or("of a round that is not audited now")?;
+        if chain.agreed.round > asked_until(&config.verification, round) {
+            return Err("too late: verdicts may show the trace by now");
+        }
+        let key = chain.member(&auditor).map(|member| member.vrf_key).unwrap_or_default();
+        let lot = beacon::verify_lot(&ask.lot, &key, &auditable.seed, round, &me, keys.scheme());
+        if !lot.is_some_and(|lot| auditable.draws(&config.verification, &auditor, &me, lot)) {
+            return Err("its lot does not prove that it was drawn");
+        }
+        let root = auditable.claim(&me).ok_or("nothing was counted")?.trace_root;
+        let kept = self.0.iter_mut().find(|kept| kept.trace.root() == root);
+        let kept = kept.ok_or("the trace is not here (any more)")?;
+        let commitment = match kept.answered.iter().find(|(id, _)| *id == auditor) {
+            Some((_, first)) => *first,
+            None => {
+                kept.answered.push((auditor, ask.commitment));
+                ask.commitment
+            }
+        };
+        Ok(Answer {
+            commitment,
+            trace: kept.trace.clone(),
+            signature: signed(keys, &ask.slot, &auditor, &commitment, &root),
+        })
+    }
+}
