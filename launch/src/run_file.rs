@@ -911,9 +911,9 @@ mod tests {
         assert_eq!(exit_code(&error), 2);
         let told = error.to_string();
         for words in [
-            "is paid 0.344 of what it claims",
+            "is paid 0.356 of what it claims",
             "honest work leaves 0.200",
-            "audit at least 15%",
+            "audit at least 16%",
             "after 25 rounds",
             "--unsafe-economics",
         ] {

@@ -198,8 +198,10 @@ snapshot_rounds = 1000
 fn a_run_goes_on_from_a_model_and_a_joiner_fetches_it() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    // Enough that what it has learnt shows, however busy the machine is: rounds end with their batches, not with the clock.
+    // Enough that what it has learnt shows, however busy the machine is: rounds end with their batches, not with the clock. Alone, every value is sent:
+    // two rounds of few values at an outer rate made for many rounds may end anywhere.
     let learns = [
+        "training.compression.algorithm=dense",
         "timing.train_secs=120",
         "training.max_inner_steps=100",
         "membership.round_batches=100",

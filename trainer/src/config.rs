@@ -238,8 +238,8 @@ pub struct CompressionConfig {
     pub k: usize,
     /// Decay of the accumulator (error feedback). Bound: 0 to below 1.
     pub beta: f64,
-    /// What `sparse` says of each value: its `sign`, with one scale a chunk; `sign2`, a sign and one of two levels; `raw`, all of it. More is sent and no more
-    /// learned by the others: they are here to compare with.
+    /// What `sparse` says of each value: its `sign`, with one scale a chunk; `sign2`, a sign and one of two levels; `raw`, all of it. The others are here to
+    /// compare with: they send more, and are slower to read.
     #[serde(skip_serializing_if = "is_default")]
     pub quantizer: Quantizer,
 }

@@ -1,6 +1,5 @@
-//! The same selection as [`super::SparseCodec`], with more said of each value: two levels a chunk, or the value as it is. Here to compare with: what a sign and
-//! one scale leave out comes later through the accumulator, so these learn no more from more bytes (`trainer/README.md`). Plain code, several times slower than the
-//! other.
+//! The same selection as [`super::SparseCodec`], with more said of each value: two levels a chunk, or the value as it is. Here to compare with: much of what a sign and
+//! one scale leave out comes later through the accumulator (`trainer/README.md` has what each teaches). Plain code, several times slower than the other.
 //!
 //! ```text
 //! shard        as there, with quantizer 4 (two levels) or 5 (raw)
