@@ -173,27 +173,16 @@ impl SparseCodec {
         accumulator: &[f32],
         delta: &[f32],
         threads: usize,
-        mut next: Vec<f32>,
+        next: Vec<f32>,
     ) -> Result<Encoded, CodecError> {
-        check_length(self.params(), "the accumulator", accumulator)?;
-        check_length(self.params(), "the pseudo-gradient", delta)?;
-        resize(&mut next, self.params());
-        let mut rest = &mut next[..];
-        let mut jobs = Vec::new();
-        for blocks in parallel::split(self.geometry.blocks(), threads) {
-            let range = self.geometry.blocks_params(blocks.clone());
-            let part;
-            (part, rest) = rest.split_at_mut(range.len());
-            jobs.push(move || self.encode_blocks(blocks, &accumulator[range.clone()], &delta[range], part));
-        }
-        let mut parts = Vec::with_capacity(self.geometry.blocks());
-        for part in parallel::run(jobs) {
-            parts.extend(part?);
-        }
-        Ok(Encoded {
-            shards: self.geometry.join_shards(&parts),
-            accumulator: next,
-        })
+        encode_by(
+            self.geometry,
+            accumulator,
+            delta,
+            threads,
+            next,
+            |blocks, accumulator, delta, next| self.encode_blocks(blocks, accumulator, delta, next),
+        )
     }
 
     /// Decodes strictly and keeps nothing.
@@ -270,12 +259,13 @@ impl SparseCodec {
                 let params = self.geometry.chunk_params(number);
                 let range = params.start - first..params.end - first;
                 let next = &mut next[range.clone()];
-                accumulate(self.beta, &accumulator[range.clone()], &delta[range], next).map_err(|(index, value)| {
-                    CodecError::NotFinite {
-                        index: params.start + index,
-                        value,
-                    }
-                })?;
+                accumulate(
+                    self.beta,
+                    &accumulator[range.clone()],
+                    &delta[range],
+                    next,
+                    params.start,
+                )?;
                 content.push(scratch.quantize(number, self.k(), next));
             }
             let mut bytes = Vec::with_capacity(self.geometry.max_block_bytes(content.codes.len()));
@@ -286,15 +276,49 @@ impl SparseCodec {
     }
 }
 
-/// `a = fl(fl(beta * e) + d)`, written to `next`. Gives the first value that is not finite and its place, if any.
-fn accumulate(beta: f32, accumulator: &[f32], delta: &[f32], next: &mut [f32]) -> Result<(), (usize, f32)> {
+/// Encodes all blocks on at most `threads` threads. `encode` is given a range of blocks and the parts of accumulator, pseudo-gradient and new accumulator
+/// that begin with its first parameter, and returns the bytes of each block.
+fn encode_by(
+    geometry: Geometry,
+    accumulator: &[f32],
+    delta: &[f32],
+    threads: usize,
+    mut next: Vec<f32>,
+    encode: impl Fn(Range<usize>, &[f32], &[f32], &mut [f32]) -> Result<Vec<Vec<u8>>, CodecError> + Sync,
+) -> Result<Encoded, CodecError> {
+    check_length(geometry.params, "the accumulator", accumulator)?;
+    check_length(geometry.params, "the pseudo-gradient", delta)?;
+    resize(&mut next, geometry.params);
+    let (encode, mut rest) = (&encode, &mut next[..]);
+    let mut jobs = Vec::new();
+    for blocks in parallel::split(geometry.blocks(), threads) {
+        let range = geometry.blocks_params(blocks.clone());
+        let part;
+        (part, rest) = rest.split_at_mut(range.len());
+        jobs.push(move || encode(blocks, &accumulator[range.clone()], &delta[range], part));
+    }
+    let mut parts = Vec::with_capacity(geometry.blocks());
+    for part in parallel::run(jobs) {
+        parts.extend(part?);
+    }
+    Ok(Encoded {
+        shards: geometry.join_shards(&parts),
+        accumulator: next,
+    })
+}
+
+/// `a = fl(fl(beta * e) + d)`, written to `next`; the first parameter is number `first`. Refuses a sum that is not finite.
+fn accumulate(beta: f32, accumulator: &[f32], delta: &[f32], next: &mut [f32], first: usize) -> Result<(), CodecError> {
     let mut bad = false;
     for ((next, e), d) in next.iter_mut().zip(accumulator).zip(delta) {
         *next = beta * e + d;
         bad |= !next.is_finite();
     }
     match next.iter().enumerate().find(|(_, value)| bad && !value.is_finite()) {
-        Some((index, value)) => Err((index, *value)),
+        Some((index, value)) => Err(CodecError::NotFinite {
+            index: first + index,
+            value: *value,
+        }),
         None => Ok(()),
     }
 }

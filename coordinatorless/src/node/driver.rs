@@ -15,7 +15,7 @@ use crate::protocol::audit::asked_until;
 use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
-use crate::protocol::replayed::{self, Answer, Heard, Traces};
+use crate::protocol::replayed::{self, Answer, Heard, Question, Traces};
 use crate::protocol::{Setup, State};
 use crate::store::Store;
 use crate::types::*;
@@ -53,8 +53,7 @@ pub(super) struct AuditReady {
 
 pub(super) struct TraceReady {
     pub verdict: Verdict,
-    pub trace: Trace,
-    pub salt: [u8; 32],
+    pub question: Question,
     pub answer: Option<Answer>,
 }
 
@@ -478,11 +477,10 @@ impl Driver {
     fn hear_trace(&mut self, ready: TraceReady) -> Result<(), NodeError> {
         let TraceReady {
             mut verdict,
-            trace,
-            salt,
+            question,
             answer,
         } = ready;
-        let (slot, member, me) = (verdict.slot, verdict.member, self.keys.id());
+        let (slot, member) = (verdict.slot, verdict.member);
         let chain = self.state.chain().clone();
         let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
         let Some(claim) = claim.filter(|_| slot.branch == chain.agreed.branch) else {
@@ -491,7 +489,7 @@ impl Driver {
         let verification = &self.node.config.run.verification;
         let bound = verification.trace_bound;
         let heard = answer.map_or(Heard::Invalid, |answer| {
-            replayed::hear(&slot, &member, &me, &trace, salt, claim, answer, bound, Scheme::Ed25519)
+            question.hear(claim, answer, bound, Scheme::Ed25519)
         });
         // Who is not heard has not refused, and whose chain is ahead may have been right to.
         let in_time = chain.agreed.round < asked_until(verification, slot.round);

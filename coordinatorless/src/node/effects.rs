@@ -8,7 +8,7 @@ use super::driver::{AuditReady, Driver, Job, TraceReady};
 use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
 use crate::protocol::event::{AuditOrder, Effect};
-use crate::protocol::replayed::{self, Ask};
+use crate::protocol::replayed::Question;
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
@@ -155,9 +155,8 @@ impl Driver {
     pub(super) fn ask_for_trace(&mut self, verdict: Verdict, trace: Trace) {
         let (slot, member) = (verdict.slot, verdict.member);
         let Some(lot) = verdict.lot.clone() else { return };
-        let salt = replayed::salt(&self.keys, &slot, &member);
-        let commitment = replayed::commitment(&slot, &member, &self.keys.id(), &trace, &salt);
-        let ask = Ask { slot, lot, commitment };
+        let question = Question::new(&self.keys, slot, member, trace);
+        let ask = question.ask(lot);
         let net = self.node.net.clone();
         self.jobs.spawn(async move {
             let began = Instant::now();
@@ -170,8 +169,7 @@ impl Driver {
             };
             Job::Trace(Box::new(TraceReady {
                 verdict,
-                trace,
-                salt,
+                question,
                 answer,
             }))
         });

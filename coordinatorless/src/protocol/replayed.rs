@@ -113,7 +113,7 @@ pub fn commitment(slot: &Slot, member: &PeerId, auditor: &PeerId, trace: &Trace,
 }
 
 /// The salt of an auditor: nobody can guess it, and after a restart it is the same.
-pub fn salt(keys: &Keys, slot: &Slot, member: &PeerId) -> [u8; 32] {
+fn salt(keys: &Keys, slot: &Slot, member: &PeerId) -> [u8; 32] {
     let secret = keys.sign_bytes(SALT, &[&place(slot)[..], &member.0].concat());
     Hash::of(&secret.0).0
 }
@@ -157,36 +157,66 @@ pub enum Heard {
     Invalid,
 }
 
-/// An auditor's reading of an answer to what it asked with `salt` and `trace`.
-#[allow(clippy::too_many_arguments)] // each is one part of what is signed
-pub fn hear(
-    slot: &Slot,
-    member: &PeerId,
-    auditor: &PeerId,
-    trace: &Trace,
-    salt: [u8; 32],
-    claim: &Claim,
-    answer: Answer,
-    bound: f64,
-    scheme: Scheme,
-) -> Heard {
-    let signed = answered(slot, auditor, &answer.commitment, &claim.trace_root);
-    if verify_bytes(scheme, ANSWER, &signed, *member, answer.signature).is_err()
-        || answer.trace.root() != claim.trace_root
-    {
-        return Heard::Invalid;
+/// What an auditor asks a member about, once it has replayed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Question {
+    /// Run, branch and the audited round; view 0.
+    pub slot: Slot,
+    /// Who is asked.
+    pub member: PeerId,
+    /// Who asks.
+    pub auditor: PeerId,
+    /// What it replayed.
+    pub trace: Trace,
+    /// What hides that until the verdict.
+    pub salt: [u8; 32],
+}
+
+impl Question {
+    /// That of the peer with these keys.
+    pub fn new(keys: &Keys, slot: Slot, member: PeerId, trace: Trace) -> Self {
+        Self {
+            slot,
+            member,
+            auditor: keys.id(),
+            trace,
+            salt: salt(keys, &slot, &member),
+        }
     }
-    if answer.commitment != commitment(slot, member, auditor, trace, &salt) {
-        return Heard::Before;
+
+    fn commitment(&self) -> Hash {
+        commitment(&self.slot, &self.member, &self.auditor, &self.trace, &self.salt)
     }
-    match trace.parts(&answer.trace, bound) {
-        Some(step) => Heard::Parts(step),
-        None => Heard::Proven(Box::new(Replayed {
-            salt,
-            trace: trace.clone(),
-            claimed: answer.trace,
-            answer: answer.signature,
-        })),
+
+    /// As it is sent, with the lot that entitles to it.
+    pub fn ask(&self, lot: Lot) -> Ask {
+        Ask {
+            slot: self.slot,
+            lot,
+            commitment: self.commitment(),
+        }
+    }
+
+    /// The auditor's reading of an answer, where the record has `claim`.
+    pub fn hear(&self, claim: &Claim, answer: Answer, bound: f64, scheme: Scheme) -> Heard {
+        let signed = answered(&self.slot, &self.auditor, &answer.commitment, &claim.trace_root);
+        if verify_bytes(scheme, ANSWER, &signed, self.member, answer.signature).is_err()
+            || answer.trace.root() != claim.trace_root
+        {
+            return Heard::Invalid;
+        }
+        if answer.commitment != self.commitment() {
+            return Heard::Before;
+        }
+        match self.trace.parts(&answer.trace, bound) {
+            Some(step) => Heard::Parts(step),
+            None => Heard::Proven(Box::new(Replayed {
+                salt: self.salt,
+                trace: self.trace.clone(),
+                claimed: answer.trace,
+                answer: answer.signature,
+            })),
+        }
     }
 }
 

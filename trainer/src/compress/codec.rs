@@ -1,10 +1,12 @@
 //! What every codec of contributions does: pseudo-gradients to bytes for one peer, bytes of many to one integer sum for all. The run
 //! config chooses one ([`AnyCodec`]); [`crate::aggregate`] knows only this trait.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::block::{BlockCoder, split_block};
 use super::dense::DenseCodec;
+use super::geometry::Geometry;
 use super::int8::Int8Codec;
 use super::levels::{LevelsCodec, LevelsReader};
 use super::parallel::available_threads;
@@ -110,16 +112,34 @@ pub trait Codec: Sync {
 pub struct Caps(Vec<u8>);
 
 impl Caps {
-    /// Caps above the median codes of all chunks.
-    pub(super) fn above(mut medians: Vec<u8>) -> Self {
-        medians
-            .iter_mut()
-            .for_each(|code| *code = code.saturating_add(Self::SLACK));
-        Self(medians)
-    }
-
     /// Codes above the median that still count in full: an octave, twice the median's scale. Scales of honest peers in one chunk are closer.
     const SLACK: u8 = 8;
+
+    /// Caps above the medians of what contributions say: `codes` reads the scale code of every chunk of a block.
+    ///
+    /// # Errors
+    /// The place of a contribution that does not decode.
+    pub(super) fn of<'a>(
+        geometry: Geometry,
+        contributions: &[Vec<&'a [u8]>],
+        weights: &[u64],
+        codes: impl Fn(usize, &'a [u8]) -> Result<Cow<'a, [u8]>, DecodeError>,
+    ) -> Result<Self, (usize, DecodeError)> {
+        let mut caps = Vec::with_capacity(geometry.chunks());
+        let mut voices = Vec::with_capacity(contributions.len());
+        for block in 0..geometry.blocks() {
+            let own = contributions.iter().enumerate();
+            let own = own.map(|(place, blocks)| codes(block, blocks[block]).map_err(|error| (place, error)));
+            let said = own.collect::<Result<Vec<_>, _>>()?;
+            for chunk in 0..geometry.block_chunks(block).len() {
+                voices.clear();
+                let of = said.iter().zip(weights).map(|(codes, weight)| (codes[chunk], *weight));
+                voices.extend(of.filter(|(code, weight)| *code > 0 && *weight > 0));
+                caps.push(median_code(&mut voices).saturating_add(Self::SLACK));
+            }
+        }
+        Ok(Self(caps))
+    }
 
     pub(super) fn cut(&self, chunk: usize, code: u8) -> u8 {
         self.0.get(chunk).map_or(code, |cap| code.min(*cap))
@@ -127,7 +147,7 @@ impl Caps {
 }
 
 /// The lower weighted median of codes that are not zero: 0 if there is none. `voices` is left sorted.
-pub(super) fn median_code(voices: &mut [(u8, u64)]) -> u8 {
+fn median_code(voices: &mut [(u8, u64)]) -> u8 {
     voices.sort_unstable();
     let total: u128 = voices.iter().map(|(_, weight)| u128::from(*weight)).sum();
     let mut below = 0;
@@ -186,23 +206,10 @@ impl Codec for SparseCodec {
     /// norm of the whole hardly tells.
     fn caps(&self, contributions: &[Vec<&[u8]>], weights: &[u64]) -> Result<Caps, (usize, DecodeError)> {
         let geometry = self.geometry();
-        let mut caps = Vec::with_capacity(geometry.params.div_ceil(geometry.chunk));
-        let mut voices = Vec::with_capacity(contributions.len());
-        for block in 0..geometry.blocks() {
-            let chunks = geometry.block_chunks(block).len();
-            let mut codes = Vec::with_capacity(contributions.len());
-            for (place, blocks) in contributions.iter().enumerate() {
-                let (_, own, _) = split_block(block, chunks, blocks[block]).map_err(|error| (place, error))?;
-                codes.push(own);
-            }
-            for chunk in 0..chunks {
-                voices.clear();
-                let of = codes.iter().zip(weights).map(|(codes, weight)| (codes[chunk], *weight));
-                voices.extend(of.filter(|(code, weight)| *code > 0 && *weight > 0));
-                caps.push(median_code(&mut voices));
-            }
-        }
-        Ok(Caps::above(caps))
+        Caps::of(geometry, contributions, weights, |block, bytes| {
+            let (_, codes, _) = split_block(block, geometry.block_chunks(block).len(), bytes)?;
+            Ok(codes.into())
+        })
     }
 
     /// From scale codes alone. Fewer than 2^41 values below 2^36 make a sum below 2^113.

@@ -20,14 +20,14 @@
 
 use std::ops::Range;
 
-use super::codec::{Caps, Codec, INNER_BITS, median_code};
+use super::codec::{Caps, Codec, INNER_BITS};
 use super::dense::{grid_units, on_grid};
 use super::entropy::{BadEnd, BitReader, BitWriter, RiceCosts};
 use super::geometry::Geometry;
 use super::quantize::{Quantizer, SCALES, UNIT, scale_code};
 use super::select::Selector;
 use super::whole::Factor;
-use super::{CodecError, DecodeError, Encoded, accumulate, check_length, parallel, resize};
+use super::{CodecError, DecodeError, Encoded, accumulate, encode_by};
 
 /// Encodes and decodes contributions of few values, each with a level or as it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -337,12 +337,13 @@ impl LevelsCodec {
                 let params = self.geometry.chunk_params(chunk);
                 let range = params.start - first..params.end - first;
                 let next = &mut next[range.clone()];
-                accumulate(self.beta, &accumulator[range.clone()], &delta[range], next).map_err(|(index, value)| {
-                    CodecError::NotFinite {
-                        index: params.start + index,
-                        value,
-                    }
-                })?;
+                accumulate(
+                    self.beta,
+                    &accumulator[range.clone()],
+                    &delta[range],
+                    next,
+                    params.start,
+                )?;
                 let mut content = Content::default();
                 self.quantize(&mut selector, next, &mut content);
                 chunks.push(content);
@@ -379,26 +380,14 @@ impl Codec for LevelsCodec {
     }
 
     fn encode_with(&self, accumulator: &[f32], delta: &[f32], threads: usize) -> Result<Encoded, CodecError> {
-        check_length(self.geometry.params, "the accumulator", accumulator)?;
-        check_length(self.geometry.params, "the pseudo-gradient", delta)?;
-        let mut next = Vec::new();
-        resize(&mut next, self.geometry.params);
-        let mut rest = &mut next[..];
-        let mut jobs = Vec::new();
-        for blocks in parallel::split(self.geometry.blocks(), threads) {
-            let range = self.geometry.blocks_params(blocks.clone());
-            let part;
-            (part, rest) = rest.split_at_mut(range.len());
-            jobs.push(move || self.encode_blocks(blocks, &accumulator[range.clone()], &delta[range], part));
-        }
-        let mut parts = Vec::with_capacity(self.geometry.blocks());
-        for part in parallel::run(jobs) {
-            parts.extend(part?);
-        }
-        Ok(Encoded {
-            shards: self.geometry.join_shards(&parts),
-            accumulator: next,
-        })
+        encode_by(
+            self.geometry,
+            accumulator,
+            delta,
+            threads,
+            Vec::new(),
+            |blocks, accumulator, delta, next| self.encode_blocks(blocks, accumulator, delta, next),
+        )
     }
 
     fn check<S: AsRef<[u8]>>(&self, shards: &[S]) -> Result<(), DecodeError> {
@@ -436,25 +425,13 @@ impl Codec for LevelsCodec {
 
     /// Twice the median of each chunk's high levels; none for raw values, which have no scales.
     fn caps(&self, contributions: &[Vec<&[u8]>], weights: &[u64]) -> Result<Caps, (usize, DecodeError)> {
-        let mut caps = Vec::new();
-        let mut voices = Vec::with_capacity(contributions.len());
-        for block in 0..if self.raw() { 0 } else { self.blocks() } {
-            let mut codes = Vec::with_capacity(contributions.len());
-            for (place, blocks) in contributions.iter().enumerate() {
-                let (_, own, _) = self.split_block(block, blocks[block]).map_err(|error| (place, error))?;
-                codes.push(own);
-            }
-            for chunk in 0..self.geometry.block_chunks(block).len() {
-                voices.clear();
-                let of = codes
-                    .iter()
-                    .zip(weights)
-                    .map(|(codes, weight)| (codes[chunk][1], *weight));
-                voices.extend(of.filter(|(code, weight)| *code > 0 && *weight > 0));
-                caps.push(median_code(&mut voices));
-            }
+        if self.raw() {
+            return Ok(Caps::default());
         }
-        Ok(Caps::above(caps))
+        Caps::of(self.geometry, contributions, weights, |block, bytes| {
+            let (_, codes, _) = self.split_block(block, bytes)?;
+            Ok(codes.iter().map(|[_, high]| *high).collect())
+        })
     }
 
     /// Fewer than 2^41 values below 2^36 make a sum below 2^113.

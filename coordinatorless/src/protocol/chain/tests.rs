@@ -1007,17 +1007,14 @@ fn a_member_answers_one_commitment_of_each_auditor_that_was_drawn_and_in_time() 
     assert!(answer(&run, other, &ask).unwrap_err().contains("drawn"));
     let claim = *run.chain.auditable(round).unwrap().claim(&member).unwrap();
     let hear = |trace: &Trace, answer: &replayed::Answer| {
-        replayed::hear(
-            &slot,
-            &member,
-            &auditor,
-            trace,
+        let question = replayed::Question {
+            slot,
+            member,
+            auditor,
+            trace: trace.clone(),
             salt,
-            &claim,
-            answer.clone(),
-            1e-3,
-            SCHEME,
-        )
+        };
+        question.hear(&claim, answer.clone(), 1e-3, SCHEME)
     };
     assert!(matches!(hear(&steps(member), &first), replayed::Heard::Proven(_)));
     assert_eq!(hear(&steps(other), &first), replayed::Heard::Before);

@@ -4,7 +4,7 @@ use super::{Item, World};
 use crate::protocol::SECOND;
 use crate::protocol::audit::asked_until;
 use crate::protocol::event::{AuditOrder, Encode, Event, TrainOrder, Trained};
-use crate::protocol::replayed::{self, Answer, Ask, Heard};
+use crate::protocol::replayed::{self, Answer, Ask, Heard, Question};
 use crate::sim::adversary::false_work;
 use crate::types::*;
 
@@ -160,15 +160,14 @@ impl World {
         let (Some(claim), Some(lot)) = (claim, verdict.lot.clone()) else {
             return;
         };
-        let (me, salt) = (keys.id(), replayed::salt(&keys, &slot, &member));
-        let commitment = replayed::commitment(&slot, &member, &me, &trace, &salt);
-        let (answer, reached) = self.told(at, &member, &Ask { slot, lot, commitment });
+        let question = Question::new(&keys, slot, member, trace);
+        let (answer, reached) = self.told(at, &member, &question.ask(lot));
         if answer.is_none() && tries < ASKED {
             let item = Item::Ask {
                 peer: at,
                 life,
                 verdict: Box::new(verdict),
-                trace,
+                trace: question.trace,
                 tries: tries + 1,
             };
             return self.push(self.now + SECOND / 2, item);
@@ -176,17 +175,15 @@ impl World {
         let lazy = self.gang.is_lazy(at);
         let claimed = answer.as_ref().map(|answer| (answer.trace.clone(), answer.signature));
         let (bound, scheme) = (verification.trace_bound, self.scenario.scheme());
-        let heard = answer.map_or(Heard::Invalid, |answer| {
-            replayed::hear(&slot, &member, &me, &trace, salt, claim, answer, bound, scheme)
-        });
+        let heard = answer.map_or(Heard::Invalid, |answer| question.hear(claim, answer, bound, scheme));
         let in_time = chain.agreed.round < asked_until(&verification, slot.round);
         match (heard, claimed) {
             (Heard::Proven(shown), _) => verdict.replayed = Some(*shown),
             // It shows what it has: its guess, and what the member answered.
             (_, Some((claimed, answer))) if lazy => {
                 verdict.replayed = Some(Replayed {
-                    salt,
-                    trace,
+                    salt: question.salt,
+                    trace: question.trace,
                     claimed,
                     answer,
                 });
