@@ -15,9 +15,9 @@
 //! 4. **The honest.** A replay that is wrong about honest work, with the chance `alpha`, must not make honest work a loss:
 //!    `p * alpha * vesting_rounds <= 1 - cost_share`.
 //! 5. **The auditors.** A replay costs what the work costs. A proven audit must pay more than that, or silence pays better: `bounty > cost_share`, the
-//!    bounty `rewards.audit_bounty_permille` thousandths of the work's reward. All audits together take `p * bounty` of what work is paid, which is also
-//!    all that colluders can gain by vouching for one another's work: `p * r * bounty` for each round of theirs, which condition 2 counts among what
-//!    a cheat is paid: `(1-q)^vesting_rounds * (1 + p * r * bounty)`.
+//!    bounty `rewards.audit_bounty_permille` thousandths of the work's reward. All audits together take `p * bounty` of what work is paid. Who is
+//!    drawn to audit an accomplice is paid for no replay, whether it vouches for it or gives it away, if nobody else catches it in that round, and keeps
+//!    that. Condition 2 counts it among what a cheat is paid: `(1-q)^vesting_rounds + (1-q) * p * r * bounty`.
 //!
 //! The share that colludes, the cost and `alpha` are [`Assumptions`]: they stand in no configuration, as nobody could agree on them.
 
@@ -155,25 +155,30 @@ impl Economics {
         ((1.0 - SURETY).ln() / (-self.caught() * share).ln_1p()).ceil()
     }
 
-    /// What who cheats in every round is paid of what it claims, with what its accomplices are paid for vouching.
+    /// What who cheats in every round is paid of what it claims, with what its accomplices are paid for auditing it.
     #[must_use]
     pub fn kept(&self) -> f64 {
-        (1.0 - self.caught()).powf(self.vesting_rounds) * self.vouched(self.audit_rate)
+        (1.0 - self.caught()).powf(self.vesting_rounds) + self.accomplices(self.audit_rate)
     }
 
-    /// What a round claimed brings to all who collude, if nobody catches it, at this audit rate.
-    fn vouched(&self, audit_rate: f64) -> f64 {
-        1.0 + audit_rate * self.assumed.colluding_share * self.bounty
+    /// What accomplices are paid for audits of a round that they need not replay, at this audit rate.
+    fn accomplices(&self, audit_rate: f64) -> f64 {
+        let uncaught = (-audit_rate * (1.0 - self.assumed.colluding_share)).exp();
+        uncaught * audit_rate * self.assumed.colluding_share * self.bounty
+    }
+
+    /// What is left of honest work, less what accomplices are paid; nothing, if that is all of it.
+    fn margin(&self, audit_rate: f64) -> f64 {
+        (1.0 - self.assumed.cost_share - self.accomplices(audit_rate)).max(0.0)
     }
 
     /// The least audit rate with which conditions 1 and 2 hold at this vesting. Above 1: there is none.
     #[must_use]
     pub fn audits_needed(&self) -> f64 {
         let once = self.assumed.cost_share / (1.0 + self.vesting_rounds);
-        let honest = 1.0 - self.assumed.cost_share;
-        // More audits are also more to be vouched for; that is a small part of it, so this comes to rest at once.
-        (0..16).fold(0.0, |rate, _| {
-            let names = 1.0 - (honest / self.vouched(rate)).powf(1.0 / self.vesting_rounds);
+        // More audits also pay accomplices more; that is a small part of it, so this comes to rest soon.
+        (0..64).fold(0.0, |rate, _| {
+            let names = 1.0 - self.margin(rate).powf(1.0 / self.vesting_rounds);
             -(-once.max(names)).ln_1p() / (1.0 - self.assumed.colluding_share)
         })
     }
@@ -182,8 +187,7 @@ impl Economics {
     #[must_use]
     pub fn vesting_needed(&self) -> f64 {
         let once = self.assumed.cost_share / self.caught() - 1.0;
-        let honest = (1.0 - self.assumed.cost_share) / self.vouched(self.audit_rate);
-        let names = honest.ln() / (-self.caught()).ln_1p();
+        let names = self.margin(self.audit_rate).ln() / (-self.caught()).ln_1p();
         once.max(names).max(2.0 * self.verdict_rounds).ceil()
     }
 
@@ -320,8 +324,8 @@ mod tests {
     fn the_least_audits_and_vesting_are_those_calculated_by_hand() {
         // One round: 0.5 / 101 = 0.00495. New names: 1 - 0.5^(1/100) = 0.00691, which is more, and takes -ln(1 - 0.00691) = ln 2 / 100.
         near(economics(50, 100, PLAIN).audits_needed(), 0.006_931);
-        // A third colludes, cost 0.8: (-ln 0.2 + ln 1.0081) / 100 * 3/2, since at 0.0243 a third of 0.0243 is paid for vouching.
-        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.024_263);
+        // A third colludes, cost 0.8: -ln(0.2 - 0.00812) / 100 * 3/2: at 0.02476 accomplices are paid a third of it, times 0.9836.
+        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.024_764);
         // ln 2 / 0.05 = 13.86.
         assert_eq!(economics(50, 100, PLAIN).vesting_needed(), 14.0);
         // Never before the second verdict.

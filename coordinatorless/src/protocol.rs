@@ -579,7 +579,13 @@ impl State {
         }
         let votes = chain.agreed.weights.binary_search_by_key(&me, |(id, _)| *id).is_ok();
         for open in chain.agreed.accusations.iter().filter(|open| votes && open.asks(&me)) {
-            wanted.extend(self.audit_order((open.round, open.member, 1, me), open.lot, None, Some(open.accuser)));
+            // Whom nobody but auditors may ask yet.
+            if open.finding == Finding::Untold
+                && chain.agreed.round <= audit::asked_until(&self.config.verification, open.round)
+            {
+                continue;
+            }
+            wanted.extend(self.audit_order((open.round, open.member, 1, me), open.lot, None, Some(open.accused())));
         }
         let keys: BTreeSet<audit::Key> = wanted.iter().map(|(key, _)| *key).collect();
         self.auditing.retain(|key| keys.contains(key));
@@ -596,7 +602,7 @@ impl State {
         key: audit::Key,
         leaf_seed: [u8; 32],
         lot: Option<&Lot>,
-        accuser: Option<PeerId>,
+        accusation: Option<event::Accused>,
     ) -> Option<(audit::Key, event::AuditOrder)> {
         let (round, member, draw, _) = key;
         let (before, decided) = self.history.get(&round)?;
@@ -607,7 +613,7 @@ impl State {
             draw,
             leaf_seed,
             lot: lot.cloned(),
-            accuser,
+            accusation,
         };
         Some((key, order))
     }

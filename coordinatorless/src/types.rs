@@ -244,6 +244,21 @@ pub enum Finding {
     Differs,
     /// The member did not open its accumulator.
     Unanswered,
+    /// It agrees, but the member tells no steps, or others than an auditor's ([`Replayed`]).
+    Untold,
+}
+
+impl Finding {
+    /// In one word, as events and `--json` have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Agrees => "agrees",
+            Self::Differs => "differs",
+            Self::Unanswered => "unanswered",
+            Self::Untold => "untold",
+        }
+    }
 }
 
 /// A private draw, revealed: the VRF output that made its holder an auditor, and the proof that it is the one (R24).
@@ -293,7 +308,8 @@ pub struct Verdict {
     pub distance_nanos: u64,
     /// The bound it was held to, in billionths.
     pub bound_nanos: u64,
-    /// In a first verdict that agrees, and only there, what shows that the auditor replayed.
+    /// In a first verdict that agrees, what shows that the auditor replayed; in one that says `Untold`, what the member told instead of its steps, or
+    /// nothing if it told nothing. Nowhere else.
     pub replayed: Option<Replayed>,
 }
 

@@ -15,7 +15,7 @@ use rkyv::{Archive, Deserialize, Serialize, rancor, util::AlignedVec};
 use crate::types::*;
 
 /// The wire's version; another one is refused.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Bytes before the payload.
 pub const HEADER: usize = 2 + 1 + 32 + 64;
 /// The largest payload of a message that carries a record.

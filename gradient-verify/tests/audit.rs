@@ -137,7 +137,7 @@ impl Case {
                 contribution,
                 draw: 0,
                 lot: None,
-                accuser: None,
+                accusation: None,
                 leaf_seed: [0; 32],
             },
             shards: encoded.shards,

@@ -130,7 +130,7 @@ pub enum Event {
         auditor: PeerId,
         /// Whose round it was.
         member: PeerId,
-        /// `agrees`, `differs` or `unanswered`.
+        /// `agrees`, `differs`, `unanswered` (opened no accumulators) or `untold` (told no steps, or others).
         verdict: String,
         /// Relative L2 distance between claim and replay.
         rel_l2: f64,

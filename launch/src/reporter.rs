@@ -10,7 +10,7 @@ use coordinatorless::node::NodeStatus;
 use coordinatorless::protocol::event::Notice;
 use coordinatorless::protocol::membership::Standing;
 use coordinatorless::ticket::{PeerAddr, Ticket};
-use coordinatorless::types::{Finding, PeerId, RunId, SignedVerdict};
+use coordinatorless::types::{PeerId, RunId, SignedVerdict};
 use tokio::sync::{mpsc, watch};
 
 use crate::events::{Event, EventLog, now};
@@ -264,16 +264,11 @@ impl Reporter {
 
     fn audit(&mut self, signed: &SignedVerdict) {
         let verdict = &signed.verdict;
-        let word = match verdict.finding {
-            Finding::Agrees => "agrees",
-            Finding::Differs => "differs",
-            Finding::Unanswered => "unanswered",
-        };
         self.write(Event::Audit {
             round: verdict.slot.round.0,
             auditor: signed.auditor,
             member: verdict.member,
-            verdict: word.into(),
+            verdict: verdict.finding.word().into(),
             rel_l2: verdict.distance_nanos as f64 / 1e9,
             bound: verdict.bound_nanos as f64 / 1e9,
         });

@@ -579,7 +579,8 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     if training.precision == Precision::Bf16 {
         verification.entry("bound").or_insert(Value::Float(0.08));
     }
-    // Assumed: traces themselves were not measured, but the pseudo-gradients that honest steps end in, 7e-6 apart in fp32 and 0.05 in bf16.
+    // Three times what `murmur audit calibrate` measured between ways of a CPU in bf16 (norms 0.031, losses 2.1e-4); TF32 keeps eight times finer
+    // numbers, and was not measured. In fp32 (norms 1.1e-6) the default leaves room for other devices.
     let steps = match training.precision {
         Precision::Bf16 => Some(0.1),
         Precision::Tf32 => Some(0.02),
@@ -910,10 +911,10 @@ mod tests {
         assert_eq!(exit_code(&error), 2);
         let told = error.to_string();
         for words in [
-            "is paid 0.356 of what it claims",
+            "is paid 0.375 of what it claims",
             "honest work leaves 0.200",
-            "audit at least 16%",
-            "after 25 rounds",
+            "audit at least 18%",
+            "after 27 rounds",
             "--unsafe-economics",
         ] {
             assert!(told.contains(words), "{words:?} in: {told}");

@@ -11,7 +11,6 @@ use super::restore::read_chain;
 use super::transfer::Wanted;
 use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
-use crate::protocol::audit::asked_until;
 use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
@@ -55,6 +54,8 @@ pub(super) struct TraceReady {
     pub verdict: Verdict,
     pub question: Question,
     pub answer: Option<Answer>,
+    /// Whether it was first asked while the member still had to answer.
+    pub in_time: bool,
 }
 
 /// One peer at work. Only this task touches the state machine.
@@ -387,8 +388,10 @@ impl Driver {
             Done::Failed { epoch, reason } if epoch == self.epoch => Err(NodeError::Host(reason)),
             Done::Applied { .. } | Done::Failed { .. } => Ok(()),
             Done::Audited { verdict, trace } => {
-                let needed = verdict.draw == 0 && verdict.finding == Finding::Agrees;
-                if let Some(trace) = trace.filter(|_| verdict.draw == 0) {
+                let accused = self.state.chain().accusation(&verdict).map(|open| open.finding);
+                let about_it = verdict.draw == 0 || accused == Some(Finding::Untold);
+                let needed = about_it && verdict.finding == Finding::Agrees;
+                if let Some(trace) = trace.filter(|_| verdict.draw == 0 || needed) {
                     self.ask_for_trace(verdict.clone(), trace);
                 }
                 // Where it differs, nothing waits for the member's trace: it tells this peer from which step on.
@@ -479,7 +482,11 @@ impl Driver {
             mut verdict,
             question,
             answer,
+            in_time,
         } = ready;
+        if verdict.draw > 0 {
+            return self.hear_accused(verdict, &question, answer);
+        }
         let (slot, member) = (verdict.slot, verdict.member);
         let chain = self.state.chain().clone();
         let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
@@ -491,27 +498,54 @@ impl Driver {
         let heard = answer.map_or(Heard::Invalid, |answer| {
             question.hear(claim, answer, bound, Scheme::Ed25519)
         });
-        // Who is not heard has not refused, and whose chain is ahead may have been right to.
-        let in_time = chain.agreed.round < asked_until(verification, slot.round);
+        // Who is not heard has not refused.
         let refused = in_time && self.state.alive(self.now()).contains(&member);
         let agrees = verdict.finding == Finding::Agrees;
         match heard {
-            Heard::Parts(step) => {
+            Heard::Parts(step, shown) => {
                 let (member, round, steps) = (member.short(), slot.round, replayed::parted(step));
                 self.notice(Notice::Warning(match agrees {
                     true => format!("{member} did its work of round {round}, but committed to another trace: {steps}"),
                     false => format!("{member} did not do its work of round {round} as assigned: {steps}"),
                 }));
-                Ok(())
+                match agrees {
+                    true => {
+                        (verdict.finding, verdict.replayed) = (Finding::Untold, Some(*shown));
+                        self.handle(Event::Audited(verdict))
+                    }
+                    false => Ok(()),
+                }
             }
             Heard::Proven(_) | Heard::Invalid if !agrees => Ok(()),
             Heard::Proven(shown) => {
                 verdict.replayed = Some(*shown);
                 self.handle(Event::Audited(verdict))
             }
-            Heard::Invalid if refused => self.handle(Event::Audited(replayed::unanswered(verdict))),
+            Heard::Invalid if refused => {
+                verdict.finding = Finding::Untold;
+                self.handle(Event::Audited(verdict))
+            }
             Heard::Invalid | Heard::Before => Ok(()),
         }
+    }
+
+    /// What a member tells of its trace that is said to have told nothing, or other steps. Who is not heard has not refused.
+    fn hear_accused(
+        &mut self,
+        mut verdict: Verdict,
+        question: &Question,
+        answer: Option<Answer>,
+    ) -> Result<(), NodeError> {
+        let Some(claim) = self.state.chain().accusation(&verdict).map(|open| open.claim) else {
+            return Ok(());
+        };
+        let bound = self.node.config.run.verification.trace_bound;
+        verdict.finding = match answer {
+            Some(answer) => question.judge(&claim, &answer, bound, Scheme::Ed25519),
+            None if !self.state.alive(self.now()).contains(&verdict.member) => return Ok(()),
+            None => Finding::Untold,
+        };
+        self.handle(Event::Audited(verdict))
     }
 
     pub(super) fn give(&self, work: Work) -> Result<(), NodeError> {

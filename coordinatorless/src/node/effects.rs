@@ -8,7 +8,7 @@ use super::driver::{AuditReady, Driver, Job, TraceReady};
 use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
 use crate::protocol::event::{AuditOrder, Effect};
-use crate::protocol::replayed::Question;
+use crate::protocol::replayed::{self, PATIENCE, Question};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
@@ -151,19 +151,27 @@ impl Driver {
         });
     }
 
-    /// Asks an audited member for its trace, bound to this peer's own (R25), until it answers or patience ends.
+    /// Asks an audited member for its trace, bound to this peer's own (R25), until it answers or patience ends. Where this peer only has to know
+    /// whether the member tells anyone, its own is empty.
     pub(super) fn ask_for_trace(&mut self, verdict: Verdict, trace: Trace) {
         let (slot, member) = (verdict.slot, verdict.member);
-        let Some(lot) = verdict.lot.clone() else { return };
         let question = Question::new(&self.keys, slot, member, trace);
-        let ask = question.ask(lot);
+        let ask = question.ask(verdict.lot.clone());
+        let chain = self.state.chain();
+        let until = replayed::ask_until(&self.node.config.run, chain, &verdict);
+        let in_time = chain.agreed.round < until;
+        let status = self.node.status.subscribe();
+        let over = move || {
+            let told = status.borrow();
+            told.as_ref().is_some_and(|told| told.chain.agreed.round >= until)
+        };
         let net = self.node.net.clone();
         self.jobs.spawn(async move {
             let began = Instant::now();
             let answer = loop {
                 match net.request(member, Request::Trace(ask.clone()), ANSWER).await {
                     Ok(Response::Trace(answer)) => break Some(answer),
-                    _ if began.elapsed() > OPENING => break None,
+                    _ if began.elapsed() > PATIENCE || over() => break None,
                     _ => tokio::time::sleep(AGAIN).await,
                 }
             };
@@ -171,11 +179,16 @@ impl Driver {
                 verdict,
                 question,
                 answer,
+                in_time,
             }))
         });
     }
 
     fn prepare_audit(&mut self, order: AuditOrder) {
+        if order.accusation.is_some_and(|accused| !accused.replay) {
+            let bound = self.node.config.run.verification.bound;
+            return self.ask_for_trace(replayed::told(&order, bound), Trace::default());
+        }
         let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
         let limit = self.node.config.accumulator_bytes;
         let zero = self.node.config.run.verification.accumulator_zero;
@@ -190,7 +203,8 @@ impl Driver {
             // Whoever accused it had them from the member, under the same hashes; where everyone is asked, others soon have them too, and one
             // member need not serve all.
             let handed_on = order
-                .accuser
+                .accusation
+                .map(|accused| accused.by)
                 .into_iter()
                 .chain(others.iter().copied().filter(|_| order.draw > 0));
             let providers: Vec<PeerId> = std::iter::once(member)

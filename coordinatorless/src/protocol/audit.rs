@@ -17,15 +17,17 @@
 //! nothing against auditors whose lots it cannot compute. Weight, not names, is drawn: ten names of one machine draw as much as one.
 //!
 //! **An accusation goes before everyone who votes.** A verdict that differs, or that says the member opened nothing, asks all other voters to audit
-//! that round again, by the leaves that the accuser opened. More than a third of the weight decides, since someone honest is among them: less than a third
+//! that round again, by the leaves that the accuser opened. If the member is said to have told no steps ([`super::replayed`]), the others only ask it for
+//! them. More than a third of the weight decides, since someone honest is among them: less than a third
 //! that lies can neither convict an honest member nor clear a cheat, nor make an honest accuser look false. It takes two at least, so that of two
 //! members neither can convict the other. That costs a replay of one round for each voter; who accuses falsely can do so three times, and of those
 //! said to have opened nothing a few are looked into at a time.
 //!
 //! | more than a third says | |
 //! |---|---|
-//! | differs | everything unvested is taken, the member barred |
-//! | agrees | the accuser has a strike, if it said that it differs; that a line fails between two is nobody's fault |
+//! | differs | everything unvested is taken, the member barred; an accuser that said so is paid like one who found that it agrees |
+//! | agrees | the accuser has a strike, if it said that it differs or showed other steps; that a line fails between two is nobody's fault |
+//! | untold | the round is not paid; a strike, if the member was there; an accuser that showed other steps is paid |
 //! | not opened | the round is not paid; a strike, if the member was counted in the last record, so that it was there |
 //! | nothing within `verdict_rounds` | the round is not paid |
 //!
@@ -35,7 +37,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::chain::ChainState;
-use super::event::Notice;
+use super::event::{Accused, Notice};
 use super::membership::Standing;
 use crate::agreement::Voters;
 use crate::config::{RunConfig, VerificationConfig};
@@ -72,7 +74,7 @@ pub struct Auditable {
 }
 
 /// A counted commit, as far as a verdict on it is checked against it.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Claim {
     /// Whose.
     pub member: PeerId,
@@ -134,6 +136,10 @@ pub struct Accusation {
     pub finding: Finding,
     /// Who said so.
     pub accuser: PeerId,
+    /// Whether the accuser showed steps that the member told and its replay did not take: then it takes a replay to tell.
+    pub shown: bool,
+    /// What the member's commit claimed.
+    pub claim: Claim,
     /// The record that has it.
     pub since: Round,
     /// The accuser's lot, from which follows what all open: the very leaves that it says are false.
@@ -161,9 +167,23 @@ impl Accusation {
             let weight = who.clone().map(|(id, _)| voters.weight_of(id)).sum();
             who.count() > 1 && voters.honest(weight)
         };
-        [Finding::Differs, Finding::Agrees, Finding::Unanswered]
+        [Finding::Differs, Finding::Agrees, Finding::Untold, Finding::Unanswered]
             .into_iter()
             .find(|finding| says(*finding))
+    }
+
+    /// What a voter who is asked is told of it.
+    pub(super) fn accused(&self) -> Accused {
+        Accused {
+            finding: self.finding,
+            by: self.accuser,
+            replay: self.finding != Finding::Untold || self.shown,
+        }
+    }
+
+    /// Whether the accuser replayed, if it is right.
+    fn took_a_replay(&self) -> bool {
+        self.finding == Finding::Differs || self.shown
     }
 }
 
@@ -188,14 +208,17 @@ impl ChainState {
         self.agreed.accusations.iter().find(about)
     }
 
-    /// Whether a first verdict with this finding goes before everyone. To say that nothing was opened costs nobody a strike, so there must be
+    /// Whether this first verdict goes before everyone. To say that nothing was opened or told costs nobody a strike, so there must be
     /// another end to the work that it can make.
-    fn hears(&self, finding: Finding) -> bool {
-        let unopened = |one: &&Accusation| one.finding == Finding::Unanswered;
-        match finding {
+    fn hears(&self, verdict: &Verdict) -> bool {
+        let silent = |one: &&Accusation| !one.took_a_replay();
+        match verdict.finding {
             Finding::Agrees => false,
             Finding::Differs => true,
-            Finding::Unanswered => self.agreed.accusations.iter().filter(unopened).count() < MAX_UNOPENED,
+            Finding::Untold if verdict.replayed.is_some() => true,
+            Finding::Unanswered | Finding::Untold => {
+                self.agreed.accusations.iter().filter(silent).count() < MAX_UNOPENED
+            }
         }
     }
 
@@ -206,8 +229,8 @@ impl ChainState {
 
     /// Whether this verdict would show a trace that other auditors may still ask for.
     pub fn is_early(&self, verification: &VerificationConfig, verdict: &Verdict) -> bool {
-        let shows = verdict.draw == 0 && verdict.finding == Finding::Agrees;
-        shows && self.agreed.round <= asked_until(verification, verdict.slot.round)
+        let shows = verdict.finding == Finding::Agrees || verdict.replayed.is_some();
+        verdict.draw == 0 && shows && self.agreed.round <= asked_until(verification, verdict.slot.round)
     }
 
     /// Everything about a verdict that may change from record to record: a proposer that keeps one which was good once must let go of it when it
@@ -216,6 +239,12 @@ impl ChainState {
         const NOBODY: &str = "nobody awaits it: another branch or auditor, too late, or said before";
         let (verdict, auditor) = (&signed.verdict, signed.auditor);
         let (slot, round) = (self.next_slot(), verdict.slot.round);
+        if self
+            .member(&verdict.member)
+            .is_some_and(|one| one.standing == Standing::Banned)
+        {
+            return Err("about a member that is barred already");
+        }
         if (verdict.slot.run, verdict.slot.branch) != (slot.run, slot.branch) {
             return Err(NOBODY);
         }
@@ -280,15 +309,21 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
             && let Some(round) = state.agreed.auditable.iter_mut().find(|one| one.round == about.0)
         {
             round.answer(verdict.member, auditor);
-            // Checked with the record: it agrees and shows that its auditor replayed.
-            if verdict.finding == Finding::Agrees
-                && let Some(claim) = round.claim(&verdict.member)
-            {
-                let tokens = claim.tokens;
-                state.ledger.bounty(&config.rewards, auditor, now, tokens);
-            }
         }
-        let heard = verdict.draw == 0 && state.hears(verdict.finding);
+        // Checked with the record: it agrees and shows that its auditor replayed. Of what others accuse, those who vouch are not paid.
+        if verdict.draw == 0
+            && verdict.finding == Finding::Agrees
+            && state.accusation(verdict).is_none()
+            && let Some(claim) = state.auditable(about.0).and_then(|round| round.claim(&about.1))
+        {
+            let tokens = claim.tokens;
+            state.ledger.bounty(&config.rewards, auditor, now, tokens);
+        }
+        let heard = verdict.draw == 0 && state.hears(verdict);
+        let claim = state
+            .auditable(about.0)
+            .and_then(|round| round.claim(&about.1))
+            .copied();
         let known = state
             .agreed
             .accusations
@@ -298,15 +333,17 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
             // A first verdict on a round that is before everyone is a word like any other's.
             Some(open) => open.say(auditor, verdict.finding),
             None if heard => {
-                state.agreed.accusations.push(Accusation {
+                state.agreed.accusations.extend(claim.map(|claim| Accusation {
                     round: about.0,
                     member: verdict.member,
                     finding: verdict.finding,
                     accuser: auditor,
+                    shown: verdict.replayed.is_some(),
+                    claim,
                     since: now,
                     lot: verdict.lot.as_ref().map_or([0; 32], |lot| lot.output),
                     said: vec![(auditor, verdict.finding)],
-                });
+                }));
             }
             None => {}
         }
@@ -325,22 +362,32 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
     let voters = Voters::new(state.agreed.weights.clone(), state.agreed.seed, Vec::new());
     for open in std::mem::take(&mut state.agreed.accusations) {
         let (member, round) = (open.member, open.round);
-        match open.outcome(&voters) {
-            None => state.agreed.accusations.push(open),
-            Some(Finding::Differs) => {
+        let Some(outcome) = open.outcome(&voters) else {
+            state.agreed.accusations.push(open);
+            continue;
+        };
+        let barred = |one: &super::membership::Member| one.standing == Standing::Banned;
+        let right = outcome == open.finding && open.took_a_replay();
+        if right && !state.member(&open.accuser).is_some_and(barred) {
+            state
+                .ledger
+                .bounty(&config.rewards, open.accuser, now, open.claim.tokens);
+        }
+        match outcome {
+            Finding::Differs => {
                 let why = "more than a third of the weight finds that it differs from what it claimed";
                 state.expel(member, round, why, notices);
             }
-            Some(Finding::Agrees) if open.finding == Finding::Differs => {
+            Finding::Agrees if open.took_a_replay() => {
                 let why = "three of its accusations were false";
                 strike(state, config, now, open.accuser, round, why, notices);
             }
-            Some(Finding::Agrees) => {}
-            Some(Finding::Unanswered) => {
+            Finding::Agrees => {}
+            Finding::Unanswered | Finding::Untold => {
                 state.ledger.void(member, round);
                 let there = |one: &super::membership::Member| one.standing == Standing::Active && one.uncounted == 0;
                 if state.member(&member).is_some_and(there) {
-                    let why = "it opened its accumulators to nobody, three times";
+                    let why = "it kept its accumulators or its steps from everyone, three times";
                     strike(state, config, now, member, round, why, notices);
                 }
             }

@@ -389,6 +389,10 @@ impl ChainState {
 
     /// Takes a proven cheat's unvested points and its place.
     pub(super) fn expel(&mut self, member: PeerId, round: Round, proof: &'static str, notices: &mut Vec<Notice>) {
+        // Judged of two rounds in one record: there is nothing left to take, and nothing new to tell.
+        if self.member(&member).is_some_and(|one| one.standing == Standing::Banned) {
+            return;
+        }
         let points = self.ledger.slash(member);
         self.ban(&member);
         notices.push(Notice::Slashed {

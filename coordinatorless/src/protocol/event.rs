@@ -139,10 +139,21 @@ pub struct AuditOrder {
     pub draw: u8,
     /// What drew this peer, in the first draw.
     pub lot: Option<Lot>,
-    /// Who made the accusation to be confirmed or cleared: it may have what the member opened.
-    pub accuser: Option<PeerId>,
+    /// The accusation to be confirmed or cleared, in the second draw.
+    pub accusation: Option<Accused>,
     /// What the leaves of the accumulators to be opened follow from ([`AuditOrder::leaves`]).
     pub leaf_seed: [u8; 32],
+}
+
+/// What an audit is to confirm or to clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accused {
+    /// Of what.
+    pub finding: Finding,
+    /// By whom: it may have what the member opened.
+    pub by: PeerId,
+    /// Whether it takes a replay to tell. Where a member is said to have told nothing, it is only asked.
+    pub replay: bool,
 }
 
 /// Leaves of an accumulator that an audit opens.

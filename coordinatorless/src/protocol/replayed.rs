@@ -7,7 +7,8 @@
 //! 2. the member answers one `C` for each auditor, with its whole trace and a signature over slot, auditor, `C` and the trace's root. Asked again it
 //!    gives the same answer: whoever has seen the trace can commit itself to nothing any more;
 //! 3. the verdict opens `C` and carries both traces and the signature. Every voter checks that `C` opens, that the member signed for it, that its trace is the
-//!    one it committed to, and that the two agree step by step, the norms within `verification.trace_bound`, the losses within a tenth of it.
+//!    one it committed to, and that the two agree step by step, the norms within `verification.trace_bound`, the losses within a hundredth of
+//!    it, as they tell rounds apart so much more finely.
 //!
 //! ```text
 //! record    r        ..        asked_until | asked_until+1     ..      r + verdict_rounds
@@ -17,22 +18,37 @@
 //! no auditor can read what it was to find. Who replays too slowly for that is not paid, and harms nobody. The window is as sharp as records are
 //! known everywhere: a member that lags a record behind answers that much longer.
 //!
-//! **Whose silence costs what.** A member that gives an auditor no valid answer, though it is heard and there is time, has opened nothing to it: that
-//! goes before everyone like an accumulator not opened ([`super::audit`]), and costs the auditor its pay alone. A member whose work agrees while its trace does
-//! not gets no verdict. One that holds an answer to another commitment of the same auditor proves by its signature that it did answer.
+//! **Who tells nothing, or other steps.** A member that gives an auditor no valid answer, though it is heard and there is time, or whose answer parts
+//! from the replay while its work agrees, is accused before everyone ([`super::audit`]; [`Finding::Untold`]). In the second case the verdict opens `C` and shows both
+//! traces like one that agrees. From `asked_until` on a member tells its trace to whoever votes and is asked about it. Where nothing was told, asking is
+//! all they do; where other steps were shown, they replay and compare. So it costs a member its round and a strike to tell nobody, or to commit to
+//! steps that it did not take. One that tells everyone but an auditor costs that auditor its pay, and the others a message each. One that holds
+//! an answer to another commitment of the same auditor proves by its signature that it did answer.
 //!
 //! **What remains.** Who trained and who audits can collude: they know each other's trace, and vouch for one another at will. So can two auditors that
 //! were both drawn to the same work, of whom one replays. That is why a verdict that agrees clears nobody, and more than a third judge an
 //! accusation.
+
+use std::time::Duration;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::audit::{Claim, asked_until};
 use super::beacon;
 use super::chain::ChainState;
+use super::event::AuditOrder;
 use crate::config::RunConfig;
 use crate::types::*;
 use crate::wire::{Keys, Scheme, verify_bytes};
+
+/// Why a trace is not told.
+const NOT_HERE: &str = "the trace is not here (any more)";
+
+/// How long a member is asked for its trace before it counts as silent, if [`ask_until`] does not come first.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// By how much losses are told apart more finely than norms.
+const LOSS_FINER: f64 = 100.0;
 
 /// The domain of a member's signature under its answer, and of what an auditor's salt follows from.
 const ANSWER: &str = "trace-answer";
@@ -77,15 +93,27 @@ impl Trace {
         hash(&[b"murmur/trace-root/1\0", &steps, &top.0])
     }
 
-    /// The first step, from 0, in which the two differ by more than the bound, or that one of them lacks.
-    pub fn parts(&self, other: &Self, bound: f64) -> Option<usize> {
-        let near = |a: f64, b: f64, bound: f64| {
-            a.is_finite() && b.is_finite() && (a - b).abs() <= bound * a.abs().max(b.abs())
+    /// How far the two are apart in each step that both have: the relative difference of their norms, or [`LOSS_FINER`] times that of their losses
+    /// if that is more.
+    pub fn distances(&self, other: &Self) -> impl Iterator<Item = f64> {
+        let relative = |a: f64, b: f64| match a == b {
+            true => 0.0,
+            false => (a - b).abs() / a.abs().max(b.abs()),
         };
-        let mut both = self.steps().zip(other.steps());
-        let differs =
-            both.position(|(a, b)| !(near(f64::from(a.0), f64::from(b.0), bound / 10.0) && near(a.1, b.1, bound)));
+        self.steps().zip(other.steps()).map(move |(a, b)| {
+            let (losses, norms) = ([f64::from(a.0), f64::from(b.0)], [a.1, b.1]);
+            // What is no number is as far away as can be.
+            match [losses, norms].as_flattened().iter().all(|value| value.is_finite()) {
+                true => relative(norms[0], norms[1]).max(LOSS_FINER * relative(losses[0], losses[1])),
+                false => f64::INFINITY,
+            }
+        })
+    }
+
+    /// The first step, from 0, in which the two are farther apart than the bound, or that one of them lacks.
+    pub fn parts(&self, other: &Self, bound: f64) -> Option<usize> {
         let short = self.0.len().min(other.0.len());
+        let differs = self.distances(other).position(|distance| distance > bound);
         differs.or((self.0.len() != other.0.len()).then_some(short))
     }
 }
@@ -122,13 +150,13 @@ fn answered(slot: &Slot, auditor: &PeerId, commitment: &Hash, trace_root: &Hash)
     [&place(slot)[..], &auditor.0, &commitment.0, &trace_root.0].concat()
 }
 
-/// A drawn auditor's question for a member's trace.
+/// A question for a member's trace.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
 pub struct Ask {
     /// Run, branch and the audited round; view 0.
     pub slot: Slot,
-    /// What drew the auditor.
-    pub lot: Lot,
+    /// What drew the auditor; nothing, where a voter is asked about an accusation.
+    pub lot: Option<Lot>,
     /// What it binds itself to.
     pub commitment: Hash,
 }
@@ -151,8 +179,8 @@ pub enum Heard {
     Proven(Box<Replayed>),
     /// This auditor asked with another commitment before: nothing to be shown, nobody's fault.
     Before,
-    /// The traces part at this step, from 0: nothing to be shown either.
-    Parts(usize),
+    /// The traces part at this step, from 0. That can be shown, too.
+    Parts(usize, Box<Replayed>),
     /// No answer at all: not signed by the member, or not the trace it committed to.
     Invalid,
 }
@@ -188,8 +216,8 @@ impl Question {
         commitment(&self.slot, &self.member, &self.auditor, &self.trace, &self.salt)
     }
 
-    /// As it is sent, with the lot that entitles to it.
-    pub fn ask(&self, lot: Lot) -> Ask {
+    /// As it is sent, with the lot that entitles to it, if that is what does.
+    pub fn ask(&self, lot: Option<Lot>) -> Ask {
         Ask {
             slot: self.slot,
             lot,
@@ -197,35 +225,68 @@ impl Question {
         }
     }
 
+    /// Whether the member told what the record's `claim` binds it to, and signed for it.
+    fn is_told(&self, claim: &Claim, answer: &Answer, scheme: Scheme) -> bool {
+        let signed = answered(&self.slot, &self.auditor, &answer.commitment, &claim.trace_root);
+        verify_bytes(scheme, ANSWER, &signed, self.member, answer.signature).is_ok()
+            && answer.trace.root() == claim.trace_root
+    }
+
     /// The auditor's reading of an answer, where the record has `claim`.
     pub fn hear(&self, claim: &Claim, answer: Answer, bound: f64, scheme: Scheme) -> Heard {
-        let signed = answered(&self.slot, &self.auditor, &answer.commitment, &claim.trace_root);
-        if verify_bytes(scheme, ANSWER, &signed, self.member, answer.signature).is_err()
-            || answer.trace.root() != claim.trace_root
-        {
+        if !self.is_told(claim, &answer, scheme) {
             return Heard::Invalid;
         }
         if answer.commitment != self.commitment() {
             return Heard::Before;
         }
-        match self.trace.parts(&answer.trace, bound) {
-            Some(step) => Heard::Parts(step),
-            None => Heard::Proven(Box::new(Replayed {
-                salt: self.salt,
-                trace: self.trace.clone(),
-                claimed: answer.trace,
-                answer: answer.signature,
-            })),
+        let parts = self.trace.parts(&answer.trace, bound);
+        let shown = Box::new(Replayed {
+            salt: self.salt,
+            trace: self.trace.clone(),
+            claimed: answer.trace,
+            answer: answer.signature,
+        });
+        match parts {
+            Some(step) => Heard::Parts(step, shown),
+            None => Heard::Proven(shown),
+        }
+    }
+
+    /// What a voter finds who was asked about this: one that replayed compares, one that did not only wants to be told.
+    pub fn judge(&self, claim: &Claim, answer: &Answer, bound: f64, scheme: Scheme) -> Finding {
+        let compared = self.trace.0.is_empty() || self.trace.parts(&answer.trace, bound).is_none();
+        match self.is_told(claim, answer, scheme) && compared {
+            true => Finding::Agrees,
+            false => Finding::Untold,
         }
     }
 }
 
-/// The verdict that agreed, of a member that told nothing.
-pub fn unanswered(verdict: Verdict) -> Verdict {
+/// The record with which asking for a trace ends: by then a drawn auditor gets no answer, and a voter has half of its time left to say so. The member was
+/// asked in time if its auditor's chain was a record short of that when it first asked: whose chain is ahead may be right to refuse.
+pub fn ask_until(config: &RunConfig, chain: &ChainState, verdict: &Verdict) -> Round {
+    let verification = &config.verification;
+    match chain.accusation(verdict).filter(|_| verdict.draw > 0) {
+        Some(open) => Round(open.since.0.saturating_add(verification.verdict_rounds / 2)),
+        None => asked_until(verification, verdict.slot.round),
+    }
+}
+
+/// The word of a voter that is only asked whether the member tells its steps, before it knows: that nothing is amiss.
+pub fn told(order: &AuditOrder, bound: f64) -> Verdict {
     Verdict {
-        finding: Finding::Unanswered,
-        distance_nanos: u64::MAX,
-        ..verdict
+        slot: Slot {
+            view: 0,
+            ..order.contribution.commit.slot
+        },
+        member: order.contribution.member,
+        draw: order.draw,
+        lot: None,
+        finding: Finding::Agrees,
+        distance_nanos: 0,
+        bound_nanos: (bound * 1e9).round() as u64,
+        replayed: None,
     }
 }
 
@@ -247,9 +308,10 @@ pub(super) fn check(
     scheme: Scheme,
 ) -> Result<(), &'static str> {
     let needed = verdict.draw == 0 && verdict.finding == Finding::Agrees;
+    let allowed = verdict.draw == 0 && verdict.finding == Finding::Untold;
     let (shown, claim) = match (&verdict.replayed, claim) {
         (None, _) if !needed => return Ok(()),
-        (Some(shown), Some(claim)) if needed => (shown, claim),
+        (Some(shown), Some(claim)) if needed || allowed => (shown, claim),
         (None, _) => return Err("says that the work agrees, and does not show that it replayed it"),
         (Some(_), _) => return Err("shows a replay where none is to be shown"),
     };
@@ -265,9 +327,10 @@ pub(super) fn check(
     if verify_bytes(scheme, ANSWER, &signed, *member, shown.answer).is_err() {
         return Err("the member did not answer a commitment to the trace it shows");
     }
-    match shown.trace.parts(&shown.claimed, bound) {
-        Some(_) => Err("the trace it committed to is not that of the work"),
-        None => Ok(()),
+    match (shown.trace.parts(&shown.claimed, bound), needed) {
+        (Some(_), true) => Err("the trace it committed to is not that of the work"),
+        (None, false) => Err("says that the member told other steps, and shows the same"),
+        _ => Ok(()),
     }
 }
 
@@ -292,7 +355,8 @@ pub struct Traces(Vec<Kept>);
 impl Traces {
     /// Keeps the trace of a round, and drops those that nobody may ask for any more.
     pub fn keep(&mut self, config: &RunConfig, round: Round, trace: Trace) {
-        let rounds = config.verification.verdict_rounds;
+        // Until its verdicts are over, and accusations with the last of them.
+        let rounds = config.verification.verdict_rounds.saturating_mul(2);
         // Who asked for the same trace before has it.
         let answered = match self.0.iter().position(|kept| kept.trace == trace) {
             Some(at) => self.0.remove(at).answered,
@@ -311,7 +375,8 @@ impl Traces {
         all.find(|trace| trace.root() == root).cloned()
     }
 
-    /// Answers an auditor that this peer's chain draws, one commitment each: so no more than have weight.
+    /// Answers an auditor that this peer's chain draws, one commitment each: so no more than have weight. Later on it answers who votes, if this peer is
+    /// said to have told nothing.
     ///
     /// # Errors
     /// Why there is no answer.
@@ -327,18 +392,38 @@ impl Traces {
         if (ask.slot.run, ask.slot.branch) != (here.run, here.branch) {
             return Err("of another run or branch");
         }
+        let over = chain.agreed.round > asked_until(&config.verification, round);
+        let Some(lot) = &ask.lot else {
+            let open = chain
+                .agreed
+                .accusations
+                .iter()
+                .find(|open| (open.round, open.member) == (round, me));
+            let open = open.filter(|open| over && open.finding == Finding::Untold);
+            let claim = open.ok_or("nobody is to ask about it, or not yet")?.claim;
+            if chain
+                .agreed
+                .weights
+                .binary_search_by_key(&auditor, |(id, _)| *id)
+                .is_err()
+            {
+                return Err("it has no vote");
+            }
+            // Nobody is paid for what it asks now.
+            return self.tell(keys, &ask.slot, &auditor, ask.commitment, claim.trace_root);
+        };
         let auditable = chain.auditable(round).ok_or("of a round that is not audited now")?;
-        if chain.agreed.round > asked_until(&config.verification, round) {
+        if over {
             return Err("too late: verdicts may show the trace by now");
         }
         let key = chain.member(&auditor).map(|member| member.vrf_key).unwrap_or_default();
-        let lot = beacon::verify_lot(&ask.lot, &key, &auditable.seed, round, &me, keys.scheme());
+        let lot = beacon::verify_lot(lot, &key, &auditable.seed, round, &me, keys.scheme());
         if !lot.is_some_and(|lot| auditable.draws(&config.verification, &auditor, &me, lot)) {
             return Err("its lot does not prove that it was drawn");
         }
         let root = auditable.claim(&me).ok_or("nothing was counted")?.trace_root;
         let kept = self.0.iter_mut().find(|kept| kept.trace.root() == root);
-        let kept = kept.ok_or("the trace is not here (any more)")?;
+        let kept = kept.ok_or(NOT_HERE)?;
         let commitment = match kept.answered.iter().find(|(id, _)| *id == auditor) {
             Some((_, first)) => *first,
             None => {
@@ -346,10 +431,21 @@ impl Traces {
                 ask.commitment
             }
         };
+        self.tell(keys, &ask.slot, &auditor, commitment, root)
+    }
+
+    fn tell(
+        &self,
+        keys: &Keys,
+        slot: &Slot,
+        auditor: &PeerId,
+        commitment: Hash,
+        root: Hash,
+    ) -> Result<Answer, &'static str> {
         Ok(Answer {
             commitment,
-            trace: kept.trace.clone(),
-            signature: signed(keys, &ask.slot, &auditor, &commitment, &root),
+            trace: self.find(root).ok_or(NOT_HERE)?,
+            signature: signed(keys, slot, auditor, &commitment, &root),
         })
     }
 }

@@ -114,6 +114,10 @@ cheats! {
     FalseWorkNowAndThen => false_work::FalseWork::Tenth;
     /// Claims work that it did not do, and opens its accumulators to nobody.
     WithheldOpening => false_work::FalseWork::Unopened;
+    /// Does its work, and tells nobody its steps.
+    UntoldSteps => false_work::FalseWork::Untold;
+    /// Does its work, and commits to steps that it did not take.
+    OtherSteps => false_work::FalseWork::Mistold;
     /// Audits nothing that it was drawn to audit.
     LazyAuditor => lying_auditor::LyingAuditor::Lazy;
     /// Says of whatever it audits that it agrees, with a trace that it made up.

@@ -24,6 +24,7 @@ use rand_chacha::ChaCha12Rng;
 use self::faults::Plight;
 use self::liars::Gang;
 use self::watch::Watch;
+use self::work::Asking;
 use super::check::{Checker, Invariant, Violation};
 use super::scenario::Scenario;
 use crate::config::RunConfig;
@@ -137,9 +138,7 @@ enum Item {
     Ask {
         peer: usize,
         life: u32,
-        verdict: Box<Verdict>,
-        trace: Trace,
-        tries: u32,
+        asking: Box<Asking>,
     },
     Fault(usize),
     /// The power comes back.
@@ -374,13 +373,7 @@ impl World {
             Item::Fetched { peer, life, blob, from } => self.fetched(peer, life, blob, from),
             Item::AskRecords { peer, asker, from } => self.answer_records(peer, asker, from),
             Item::Event { peer, life, event } => self.event(peer, life, *event),
-            Item::Ask {
-                peer,
-                life,
-                verdict,
-                trace,
-                tries,
-            } => self.ask(peer, life, *verdict, trace, tries),
+            Item::Ask { peer, life, asking } => self.ask(peer, life, *asking),
             Item::Fault(at) => self.fault(at),
             Item::Wake(peer) => self.wake(peer),
             Item::Look => self.look(),

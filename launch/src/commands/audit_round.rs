@@ -166,7 +166,7 @@ fn ordered(config: &RunConfig, state: &ChainState, decided: &Decided, member: &s
         contribution: (*contribution).clone(),
         draw: 0,
         lot: None,
-        accuser: None,
+        accusation: None,
         leaf_seed: [0; 32],
     })
 }
@@ -364,24 +364,16 @@ impl Outcome {
     }
 }
 
-fn said(finding: Finding) -> &'static str {
-    match finding {
-        Finding::Agrees => "agrees",
-        Finding::Differs => "differs",
-        Finding::Unanswered => "unanswered",
-    }
-}
-
 fn tell(json: bool, found: &Found, outcome: &Outcome, traces: &Traced, bound: f64, secs: f64) -> Result<()> {
     let contribution = &found.order.contribution;
     let replay = outcome.replay.as_ref();
     if json {
         let verdicts: Vec<_> = found.verdicts.iter().map(|(at, one)| json!({
-            "record": at, "auditor": one.auditor, "draw": one.verdict.draw, "verdict": said(one.verdict.finding),
+            "record": at, "auditor": one.auditor, "draw": one.verdict.draw, "verdict": one.verdict.finding.word(),
             "rel_l2": one.verdict.distance_nanos as f64 / 1e9,
         })).collect();
         return print_json(&json!({
-            "round": contribution.commit.slot.round, "member": contribution.member, "verdict": said(outcome.finding),
+            "round": contribution.commit.slot.round, "member": contribution.member, "verdict": outcome.finding.word(),
             "rel_l2": replay.map(|replay| replay.distance), "norm_ratio": replay.map(|replay| replay.norm_ratio),
             "selection_ok": replay.map(|replay| replay.selection_ok), "exact": replay.map(|replay| replay.exact),
             "steps": replay.map(|replay| replay.steps), "steps_agree": traces.agree(), "bound": bound, "words": outcome.words, "recorded": verdicts, "secs": secs,
@@ -424,9 +416,10 @@ fn tell(json: bool, found: &Found, outcome: &Outcome, traces: &Traced, bound: f6
                 Finding::Agrees => "agrees".to_owned(),
                 Finding::Differs => format!("differs by {:.3}", one.verdict.distance_nanos as f64 / 1e9),
                 Finding::Unanswered => "did not open its accumulators".to_owned(),
+                Finding::Untold => "did not tell its steps, or others".to_owned(),
             }
         );
     }
-    println!("verdict: {}", said(outcome.finding));
+    println!("verdict: {}", outcome.finding.word());
     Ok(())
 }

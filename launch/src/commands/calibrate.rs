@@ -16,7 +16,7 @@ use gradient_verify::tolerance::Sums;
 use serde::Serialize;
 use trainer::compress::ACCUMULATOR_LEAF;
 
-use super::calibrate_replica::{Departure, delta_file, read, theta_file};
+use super::calibrate_replica::{Departure, delta_file, read, read_trace, theta_file, trace_file};
 use super::{member, must_be_new, print_json};
 use crate::cli::CalibrateArgs;
 use crate::peer_dir::PeerFile;
@@ -81,8 +81,21 @@ struct Found {
     /// That share at most, with 95%, by the count alone: three in so many replays.
     false_positives_at_most: f64,
     departures: Vec<Departed>,
+    traces: Traces,
     #[serde(skip)]
     honest: Vec<f64>,
+}
+
+/// What was found of traces, which show that an auditor replayed ([`coordinatorless::protocol::replayed`]): in each round the step that is farthest
+/// apart.
+#[derive(Serialize)]
+struct Traces {
+    /// Of honest replays.
+    percentiles: BTreeMap<&'static str, f64>,
+    /// Least `verification.trace_bound` for them.
+    bound: f64,
+    /// Of a trace from other data, which an auditor may have trained itself: it must not do for a replay.
+    others: Departed,
 }
 
 /// What came of one departure from the protocol.
@@ -96,6 +109,20 @@ struct Departed {
     caught: bool,
     #[serde(skip)]
     all: Vec<f64>,
+}
+
+impl Departed {
+    fn new(departure: Departure, mut all: Vec<f64>, bound: f64) -> Self {
+        all.sort_by(f64::total_cmp);
+        let smallest = all.first().copied().unwrap_or(0.0);
+        Self {
+            departure: departure.name(),
+            smallest,
+            median: percentile(&all, 0.5),
+            caught: smallest > bound,
+            all,
+        }
+    }
 }
 
 /// `profile.json`.
@@ -183,7 +210,7 @@ impl Trial<'_> {
             instructions: None,
         };
         self.train(&reference, precision, None)?;
-        let (mut honest, mut by_way) = (Vec::new(), BTreeMap::new());
+        let (mut honest, mut by_way, mut traces) = (Vec::new(), BTreeMap::new(), Vec::new());
         for way in ways(self.batch) {
             self.train(&way, precision, None)?;
             let distances = self.distances(way.name, precision)?;
@@ -191,31 +218,33 @@ impl Trial<'_> {
             progress.line(&format!("  honest, {:<34} at most {largest:.2e}", way.name));
             by_way.insert(way.name, largest);
             honest.extend(distances);
+            traces.extend(self.trace_distances(way.name, precision)?);
         }
         honest.sort_by(f64::total_cmp);
+        traces.sort_by(f64::total_cmp);
+        // Of each round the farthest step: too few extremes to know their distribution by.
+        let bound_of_traces = MARGIN * percentile(&traces, 1.0);
         let bound = bound(&honest);
         let mut departures = Vec::new();
         for departure in Departure::ALL.into_iter().filter(|one| one.makes_sense_in(precision)) {
             self.train(&reference, precision, Some(departure))?;
-            let mut all = self.distances(departure.name(), precision)?;
-            all.sort_by(f64::total_cmp);
-            let smallest = all.first().copied().unwrap_or(0.0);
-            progress.line(&format!("  {:<42} at least {smallest:.2e}", departure.name()));
-            departures.push(Departed {
-                departure: departure.name(),
-                smallest,
-                median: percentile(&all, 0.5),
-                caught: smallest > bound,
-                all,
-            });
+            let departed = Departed::new(departure, self.distances(departure.name(), precision)?, bound);
+            progress.line(&format!(
+                "  {:<42} at least {:.2e}",
+                departed.departure, departed.smallest
+            ));
+            departures.push(departed);
         }
+        let others = self.trace_distances(Departure::Data.name(), precision)?;
         Ok(Found {
             precision,
             replays: honest.len(),
-            percentiles: [("50", 0.5), ("90", 0.9), ("99", 0.99), ("100", 1.0)]
-                .into_iter()
-                .map(|(name, share)| (name, percentile(&honest, share)))
-                .collect(),
+            percentiles: percentiles(&honest),
+            traces: Traces {
+                percentiles: percentiles(&traces),
+                bound: bound_of_traces,
+                others: Departed::new(Departure::Data, others, bound_of_traces),
+            },
             by_way,
             bound,
             false_positives: beyond(&honest, bound),
@@ -266,6 +295,16 @@ impl Trial<'_> {
         });
         each.collect()
     }
+
+    /// From the reference's trace, by round: that of the step farthest apart.
+    fn trace_distances(&self, name: &str, precision: &str) -> Result<Vec<f64>> {
+        let each = (0..self.args.rounds).map(|round| {
+            let replay = read_trace(&trace_file(self.folder, "reference", precision, round))?;
+            let claimed = read_trace(&trace_file(self.folder, name, precision, round))?;
+            Ok(replay.distances(&claimed).fold(0.0, f64::max))
+        });
+        each.collect()
+    }
 }
 
 fn distance(claim: &[f32], replay: &[f32], theta: &[f32]) -> f64 {
@@ -312,6 +351,13 @@ fn beyond(honest: &[f64], bound: f64) -> f64 {
     share * tail * (2.0 / std::f64::consts::PI).sqrt()
 }
 
+fn percentiles(sorted: &[f64]) -> BTreeMap<&'static str, f64> {
+    [("50", 0.5), ("90", 0.9), ("99", 0.99), ("100", 1.0)]
+        .into_iter()
+        .map(|(name, share)| (name, percentile(sorted, share)))
+        .collect()
+}
+
 /// Of ascending values.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
@@ -338,6 +384,18 @@ fn tell(found: &Found) {
             one.departure, one.smallest, one.median
         );
     }
+    let traces = &found.traces;
+    println!(
+        "  traces: honest {:.1e} (half), {:.1e} (all), least trace_bound {:.0e}; of other data {:.1e} at least: {}",
+        traces.percentiles["50"],
+        traces.percentiles["100"],
+        traces.bound,
+        traces.others.smallest,
+        match traces.others.caught {
+            true => "told apart",
+            false => "taken for replays",
+        }
+    );
 }
 
 /// Honest against false distances: which share of them is below.

@@ -1,11 +1,13 @@
-//! One process of `murmur audit calibrate`: trains the given rounds in one way, honestly or with a departure, and writes the pseudo-gradients.
+//! One process of `murmur audit calibrate`: trains the given rounds in one way, honestly or with a departure, and writes the pseudo-gradients and the
+//! traces.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coordinatorless::types::Trace;
 use tch::Device;
 use trainer::config::Precision;
-use trainer::local::{RoundInputs, local_round, set_threads};
+use trainer::local::{LocalRound, RoundInputs, local_round, set_threads};
 use trainer::model::Model;
 
 use crate::cli::ReplicaArgs;
@@ -99,6 +101,20 @@ pub fn delta_file(folder: &Path, name: &str, precision: &str, round: u32) -> Pat
     folder.join(format!("{name}-{precision}-{round}"))
 }
 
+/// Loss and gradient norm of each step of a round.
+pub fn trace_file(folder: &Path, name: &str, precision: &str, round: u32) -> PathBuf {
+    folder.join(format!("trace-{name}-{precision}-{round}"))
+}
+
+/// A trace.
+///
+/// # Errors
+/// The file is absent or torn.
+pub fn read_trace(path: &Path) -> Result<Trace> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Trace(bytes.as_chunks::<12>().0.to_vec()))
+}
+
 /// Little-endian `f32`.
 ///
 /// # Errors
@@ -183,7 +199,9 @@ pub fn run(args: &ReplicaArgs) -> Result<()> {
             keep_going: &mut |taken| taken < done,
             observe: &mut |_, _| (),
         };
-        let delta = local_round(&mut model, &training, inputs)?.delta;
+        let LocalRound { delta, numbers, .. } = local_round(&mut model, &training, inputs)?;
+        let trace = trace_file(&args.folder, &args.name, &args.precision, round);
+        write_whole(&trace, Trace::of(numbers).0.as_flattened())?;
         write(&delta_file(&args.folder, &args.name, &args.precision, round), &delta)?;
         if is_reference {
             theta.iter_mut().zip(&delta).for_each(|(theta, delta)| *theta -= delta);

@@ -244,6 +244,18 @@ fn who_claims_work_that_it_did_not_do_is_barred_and_keeps_little() {
 }
 
 #[test]
+fn who_keeps_its_steps_to_itself_or_tells_others_is_barred_and_an_auditor_that_shows_it_is_paid() {
+    // Three strikes within the vesting rounds, as with accumulators; nobody honest is slashed, as every record is looked at.
+    for kind in [LiarKind::UntoldSteps, LiarKind::OtherSteps] {
+        let (barred, of, mean, kept) = audited(kind, &[5, 6]);
+        assert!(
+            barred * 10 >= of * 9 && mean < 40.0 && kept < 0.5,
+            "{kind:?}: {barred} of {of}, {mean}, {kept}"
+        );
+    }
+}
+
+#[test]
 fn colluders_below_a_third_convict_no_honest_member_and_save_no_cheat() {
     // That no honest peer is slashed is looked at in every record.
     let (barred, of, mean, kept) = audited(LiarKind::Colluder, &[5, 6]);
@@ -282,7 +294,7 @@ fn who_says_that_all_agrees_without_a_look_is_neither_heard_nor_paid() {
         assert!(world.slashed.is_empty(), "it harms nobody, and nobody harms it");
         let unanswered = |decided: &Decided| {
             let mut all = decided.record.verdicts.iter();
-            all.any(|one| one.verdict.finding == Finding::Unanswered)
+            all.any(|one| matches!(one.verdict.finding, Finding::Unanswered | Finding::Untold))
         };
         assert!(!world.records(0).any(unanswered), "everyone answers");
     }

@@ -2,9 +2,9 @@
 
 use super::{Item, World};
 use crate::protocol::SECOND;
-use crate::protocol::audit::asked_until;
+use crate::protocol::audit::Claim;
 use crate::protocol::event::{AuditOrder, Encode, Event, TrainOrder, Trained};
-use crate::protocol::replayed::{self, Answer, Ask, Heard, Question};
+use crate::protocol::replayed::{self, Answer, Ask, Heard, PATIENCE, Question};
 use crate::sim::adversary::false_work;
 use crate::types::*;
 
@@ -12,8 +12,6 @@ use crate::types::*;
 const BLOB_BYTES: u64 = 50_000;
 /// How long it takes to encode it.
 const ENCODING: Micros = 1000;
-/// How often a member that gives no answer is asked again, twice a second.
-const ASKED: u32 = 40;
 /// Pieces of training that a peer remembers: those of the round in progress and of the next.
 const TRAINED: usize = 2;
 
@@ -101,6 +99,10 @@ impl World {
     pub(super) fn audit(&mut self, at: usize, order: AuditOrder) {
         let slot = order.contribution.commit.slot;
         let member = order.contribution.member;
+        if order.accusation.is_some_and(|accused| !accused.replay) {
+            let verdict = replayed::told(&order, self.config.verification.bound);
+            return self.ask_later(at, Asking::new(verdict, Trace::default(), self.now));
+        }
         let replays = self.replays(at, &order);
         let shown = false_work::shows(&order.contribution.commit);
         let lazy = self.gang.is_lazy(at);
@@ -126,57 +128,62 @@ impl World {
             bound_nanos: 20_000_000,
             replayed: None,
         };
+        let about_steps = order
+            .accusation
+            .is_some_and(|accused| accused.finding == Finding::Untold);
+        if finding == Finding::Agrees && (first || about_steps) {
+            return self.ask_later(at, Asking::new(verdict, trace, self.now));
+        }
         let life = self.peers[at].life;
-        let item = match finding {
-            Finding::Agrees if first => Item::Ask {
-                peer: at,
-                life,
-                verdict: Box::new(verdict),
-                trace,
-                tries: 0,
-            },
-            _ => Item::Event {
-                peer: at,
-                life,
-                event: Box::new(Event::Audited(verdict)),
-            },
-        };
-        self.push(self.now + SECOND / 2, item);
+        let event = Box::new(Event::Audited(verdict));
+        self.push(self.now + SECOND / 2, Item::Event { peer: at, life, event });
+    }
+
+    fn ask_later(&mut self, at: usize, asking: Asking) {
+        let (life, asking) = (self.peers[at].life, Box::new(asking));
+        self.push(self.now + SECOND / 2, Item::Ask { peer: at, life, asking });
     }
 
     /// R25: asks the audited member for its trace, again and again for a while.
-    pub(super) fn ask(&mut self, at: usize, life: u32, mut verdict: Verdict, trace: Trace, tries: u32) {
+    pub(super) fn ask(&mut self, at: usize, life: u32, mut asking: Asking) {
         if self.peers[at].life != life {
             return;
         }
+        let verdict = &asking.verdict;
         let (slot, member) = (verdict.slot, verdict.member);
         let peer = &self.peers[at];
         let Some(chain) = peer.state.as_ref().map(|state| state.chain().clone()) else {
             return;
         };
         let (keys, verification) = (peer.keys.clone(), self.config.verification.clone());
-        let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
-        let claim = claim.filter(|_| chain.agreed.branch == slot.branch);
-        let (Some(claim), Some(lot)) = (claim, verdict.lot.clone()) else {
+        let claim = match verdict.draw {
+            0 => chain.auditable(slot.round).and_then(|open| open.claim(&member)),
+            _ => chain.accusation(verdict).map(|open| &open.claim),
+        };
+        let Some(claim) = claim.filter(|_| chain.agreed.branch == slot.branch) else {
             return;
         };
-        let question = Question::new(&keys, slot, member, trace);
-        let (answer, reached) = self.told(at, &member, &question.ask(lot));
-        if answer.is_none() && tries < ASKED {
-            let item = Item::Ask {
-                peer: at,
-                life,
-                verdict: Box::new(verdict),
-                trace: question.trace,
-                tries: tries + 1,
-            };
-            return self.push(self.now + SECOND / 2, item);
+        let question = Question::new(&keys, slot, member, asking.trace.clone());
+        let (answer, reached) = self.told(at, &member, claim, &question.ask(verdict.lot.clone()));
+        let in_time = chain.agreed.round < replayed::ask_until(&self.config, &chain, verdict);
+        let asked_in_time = *asking.in_time.get_or_insert(in_time);
+        let patient = self.now < asking.began + PATIENCE.as_secs() * SECOND;
+        if answer.is_none() && in_time && patient {
+            return self.ask_later(at, asking);
         }
+        let mut verdict = asking.verdict;
         let lazy = self.gang.is_lazy(at);
         let claimed = answer.as_ref().map(|answer| (answer.trace.clone(), answer.signature));
         let (bound, scheme) = (verification.trace_bound, self.scenario.scheme());
+        if verdict.draw > 0 {
+            verdict.finding = match answer {
+                Some(answer) => question.judge(claim, &answer, bound, scheme),
+                None if !reached => return,
+                None => Finding::Untold,
+            };
+            return self.event(at, life, Event::Audited(verdict));
+        }
         let heard = answer.map_or(Heard::Invalid, |answer| question.hear(claim, answer, bound, scheme));
-        let in_time = chain.agreed.round < asked_until(&verification, slot.round);
         match (heard, claimed) {
             (Heard::Proven(shown), _) => verdict.replayed = Some(*shown),
             // It shows what it has: its guess, and what the member answered.
@@ -188,24 +195,48 @@ impl World {
                     answer,
                 });
             }
-            (Heard::Invalid, _) if in_time && reached => verdict = replayed::unanswered(verdict),
+            (Heard::Parts(_, shown), _) => (verdict.finding, verdict.replayed) = (Finding::Untold, Some(*shown)),
+            (Heard::Invalid, _) if asked_in_time && reached => verdict.finding = Finding::Untold,
             _ => return,
         }
         self.event(at, life, Event::Audited(verdict));
     }
 
     /// What a member that can be reached tells this auditor, and whether it can be.
-    fn told(&mut self, at: usize, member: &PeerId, ask: &Ask) -> (Option<Answer>, bool) {
+    fn told(&mut self, at: usize, member: &PeerId, claim: &Claim, ask: &Ask) -> (Option<Answer>, bool) {
         let (auditor, config) = (self.peers[at].keys.id(), self.config.clone());
         let there = |of: &usize| self.side[*of] == self.side[at] && self.peers[*of].state.is_some();
         let processes: Vec<usize> = self.processes(member).filter(there).collect();
         let answer = processes.iter().find_map(|of| {
             let peer = &mut self.peers[*of];
+            if claim.trace_root == false_work::other_steps().root() {
+                return Some(false_work::answer(&peer.keys, ask, &auditor));
+            }
             let chain = peer.state.as_ref()?.chain().clone();
             let answer = peer.disk.traces.answer(&chain, &config, &peer.keys, auditor, ask);
             answer.ok()
         });
         (answer, !processes.is_empty())
+    }
+}
+
+/// A member being asked for its trace.
+pub(super) struct Asking {
+    verdict: Verdict,
+    trace: Trace,
+    began: Micros,
+    /// Whether it was first asked while it still had to answer.
+    in_time: Option<bool>,
+}
+
+impl Asking {
+    fn new(verdict: Verdict, trace: Trace, began: Micros) -> Self {
+        Self {
+            verdict,
+            trace,
+            began,
+            in_time: None,
+        }
     }
 }
 
