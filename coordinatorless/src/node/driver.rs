@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
+use super::effects::AGAIN;
 use super::restore::read_chain;
 use super::transfer::Wanted;
 use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
@@ -14,7 +15,7 @@ use crate::net::NetEvent;
 use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
-use crate::protocol::replayed::{self, Answer, Heard, Question, Traces};
+use crate::protocol::replayed::{self, Answer, Heard, PATIENCE, Question, REFUSALS, Traces};
 use crate::protocol::{Setup, State};
 use crate::store::Store;
 use crate::types::*;
@@ -38,7 +39,7 @@ pub(super) enum Job {
     Gathered(u64, Result<Step, String>),
     Source(u64, Branch, Result<ModelSource, String>),
     Audit(Box<AuditReady>),
-    Trace(Box<TraceReady>),
+    Trace(Box<Asking>, Option<Answer>),
     Records(PeerId, Vec<Decided>),
     Nothing,
 }
@@ -50,12 +51,17 @@ pub(super) struct AuditReady {
     pub accumulators: Option<super::Opened>,
 }
 
-pub(super) struct TraceReady {
+/// A member being asked for its trace.
+pub(super) struct Asking {
     pub verdict: Verdict,
     pub question: Question,
-    pub answer: Option<Answer>,
-    /// Whether it was first asked while the member still had to answer.
+    /// Whether it was first asked while it still had to answer.
     pub in_time: bool,
+    /// The record with which asking ends.
+    pub until: Round,
+    pub began: Instant,
+    /// How often in a row it gave no answer, though it was heard and had the audited record.
+    pub refused: u32,
 }
 
 /// One peer at work. Only this task touches the state machine.
@@ -467,7 +473,7 @@ impl Driver {
                     }
                 }
             }
-            Job::Trace(ready) => self.hear_trace(*ready),
+            Job::Trace(asking, answer) => self.hear_trace(*asking, answer),
             Job::Records(from, records) => {
                 let records = records.into_iter().map(Arc::new).collect();
                 self.handle(Event::Records { from, records })
@@ -477,29 +483,36 @@ impl Driver {
     }
 
     /// What an audited member told of its trace, or that it told nothing.
-    fn hear_trace(&mut self, ready: TraceReady) -> Result<(), NodeError> {
-        let TraceReady {
-            mut verdict,
-            question,
-            answer,
-            in_time,
-        } = ready;
-        if verdict.draw > 0 {
-            return self.hear_accused(verdict, &question, answer);
-        }
-        let (slot, member) = (verdict.slot, verdict.member);
+    fn hear_trace(&mut self, mut asking: Asking, answer: Option<Answer>) -> Result<(), NodeError> {
+        let (slot, member) = (asking.verdict.slot, asking.verdict.member);
         let chain = self.state.chain().clone();
+        if answer.is_none() {
+            // Who is gone, has just come back, or is behind has not refused.
+            let knows = |(id, tip)| id == member && tip >= slot.round;
+            let able = self.state.alive(self.now()).contains(&member) && self.state.tips().any(knows);
+            asking.refused = if able { asking.refused + 1 } else { 0 };
+            if asking.began.elapsed() < PATIENCE && chain.agreed.round < asking.until {
+                self.ask(asking, AGAIN);
+                return Ok(());
+            }
+        }
+        let refused = asking.in_time && asking.refused >= REFUSALS;
+        let Asking {
+            mut verdict, question, ..
+        } = asking;
+        if verdict.draw > 0 {
+            return self.hear_accused(verdict, &question, answer, refused);
+        }
         let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
         let Some(claim) = claim.filter(|_| slot.branch == chain.agreed.branch) else {
             return Ok(());
         };
         let verification = &self.node.config.run.verification;
         let bound = verification.trace_bound;
+        let told = answer.is_some();
         let heard = answer.map_or(Heard::Invalid, |answer| {
             question.hear(claim, answer, bound, Scheme::Ed25519)
         });
-        // Who is not heard has not refused.
-        let refused = in_time && self.state.alive(self.now()).contains(&member);
         let agrees = verdict.finding == Finding::Agrees;
         match heard {
             Heard::Parts(step, shown) => {
@@ -521,7 +534,7 @@ impl Driver {
                 verdict.replayed = Some(*shown);
                 self.handle(Event::Audited(verdict))
             }
-            Heard::Invalid if refused => {
+            Heard::Invalid if refused || told => {
                 verdict.finding = Finding::Untold;
                 self.handle(Event::Audited(verdict))
             }
@@ -529,12 +542,13 @@ impl Driver {
         }
     }
 
-    /// What a member tells of its trace that is said to have told nothing, or other steps. Who is not heard has not refused.
+    /// What a member tells of its trace that is said to have told nothing, or other steps.
     fn hear_accused(
         &mut self,
         mut verdict: Verdict,
         question: &Question,
         answer: Option<Answer>,
+        refused: bool,
     ) -> Result<(), NodeError> {
         let Some(claim) = self.state.chain().accusation(&verdict).map(|open| open.claim) else {
             return Ok(());
@@ -542,8 +556,8 @@ impl Driver {
         let bound = self.node.config.run.verification.trace_bound;
         verdict.finding = match answer {
             Some(answer) => question.judge(&claim, &answer, bound, Scheme::Ed25519),
-            None if !self.state.alive(self.now()).contains(&verdict.member) => return Ok(()),
-            None => Finding::Untold,
+            None if refused => Finding::Untold,
+            None => return Ok(()),
         };
         self.handle(Event::Audited(verdict))
     }

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::driver::{AuditReady, Driver, Job, TraceReady};
+use super::driver::{Asking, AuditReady, Driver, Job};
 use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
 use crate::protocol::event::{AuditOrder, Effect};
-use crate::protocol::replayed::{self, PATIENCE, Question};
+use crate::protocol::replayed::{self, Question};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
@@ -19,7 +19,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Peers asked for an opened accumulator.
 const MAX_OPENERS: usize = 16;
 /// Before a model that could not be built is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 impl Driver {
     pub(super) fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), NodeError> {
@@ -154,33 +154,31 @@ impl Driver {
     /// Asks an audited member for its trace, bound to this peer's own (R25), until it answers or patience ends. Where this peer only has to know
     /// whether the member tells anyone, its own is empty.
     pub(super) fn ask_for_trace(&mut self, verdict: Verdict, trace: Trace) {
-        let (slot, member) = (verdict.slot, verdict.member);
-        let question = Question::new(&self.keys, slot, member, trace);
-        let ask = question.ask(verdict.lot.clone());
+        let question = Question::new(&self.keys, verdict.slot, verdict.member, trace);
         let chain = self.state.chain();
         let until = replayed::ask_until(&self.node.config.run, chain, &verdict);
-        let in_time = chain.agreed.round < until;
-        let status = self.node.status.subscribe();
-        let over = move || {
-            let told = status.borrow();
-            told.as_ref().is_some_and(|told| told.chain.agreed.round >= until)
+        let asking = Asking {
+            in_time: chain.agreed.round < until,
+            verdict,
+            question,
+            until,
+            began: Instant::now(),
+            refused: 0,
         };
-        let net = self.node.net.clone();
+        self.ask(asking, Duration::ZERO);
+    }
+
+    /// Asks once more, after a while.
+    pub(super) fn ask(&mut self, asking: Asking, after: Duration) {
+        let ask = asking.question.ask(asking.verdict.lot.clone());
+        let (net, member) = (self.node.net.clone(), asking.verdict.member);
         self.jobs.spawn(async move {
-            let began = Instant::now();
-            let answer = loop {
-                match net.request(member, Request::Trace(ask.clone()), ANSWER).await {
-                    Ok(Response::Trace(answer)) => break Some(answer),
-                    _ if began.elapsed() > PATIENCE || over() => break None,
-                    _ => tokio::time::sleep(AGAIN).await,
-                }
+            tokio::time::sleep(after).await;
+            let answer = match net.request(member, Request::Trace(ask), ANSWER).await {
+                Ok(Response::Trace(answer)) => Some(answer),
+                _ => None,
             };
-            Job::Trace(Box::new(TraceReady {
-                verdict,
-                question,
-                answer,
-                in_time,
-            }))
+            Job::Trace(Box::new(asking), answer)
         });
     }
 

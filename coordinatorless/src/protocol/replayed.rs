@@ -44,6 +44,10 @@ use crate::wire::{Keys, Scheme, verify_bytes};
 /// Why a trace is not told.
 const NOT_HERE: &str = "the trace is not here (any more)";
 
+/// How often in a row a member must give no answer to count as silent, each time heard and with the audited record in its chain: who is gone, has just
+/// come back, or is behind has not refused.
+pub const REFUSALS: u32 = 3;
+
 /// How long a member is asked for its trace before it counts as silent, if [`ask_until`] does not come first.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -4,7 +4,7 @@ use super::{Item, World};
 use crate::protocol::SECOND;
 use crate::protocol::audit::Claim;
 use crate::protocol::event::{AuditOrder, Encode, Event, TrainOrder, Trained};
-use crate::protocol::replayed::{self, Answer, Ask, Heard, PATIENCE, Question};
+use crate::protocol::replayed::{self, Answer, Ask, Heard, PATIENCE, Question, REFUSALS};
 use crate::sim::adversary::false_work;
 use crate::types::*;
 
@@ -164,7 +164,9 @@ impl World {
             return;
         };
         let question = Question::new(&keys, slot, member, asking.trace.clone());
-        let (answer, reached) = self.told(at, &member, claim, &question.ask(verdict.lot.clone()));
+        let (answer, able) = self.told(at, &member, claim, &question.ask(verdict.lot.clone()));
+        asking.refused = if able { asking.refused + 1 } else { 0 };
+        let silent = asking.refused >= REFUSALS;
         let in_time = chain.agreed.round < replayed::ask_until(&self.config, &chain, verdict);
         let asked_in_time = *asking.in_time.get_or_insert(in_time);
         let patient = self.now < asking.began + PATIENCE.as_secs() * SECOND;
@@ -178,7 +180,7 @@ impl World {
         if verdict.draw > 0 {
             verdict.finding = match answer {
                 Some(answer) => question.judge(claim, &answer, bound, scheme),
-                None if !reached => return,
+                None if !silent => return,
                 None => Finding::Untold,
             };
             return self.event(at, life, Event::Audited(verdict));
@@ -196,13 +198,13 @@ impl World {
                 });
             }
             (Heard::Parts(_, shown), _) => (verdict.finding, verdict.replayed) = (Finding::Untold, Some(*shown)),
-            (Heard::Invalid, _) if asked_in_time && reached => verdict.finding = Finding::Untold,
+            (Heard::Invalid, _) if asked_in_time && silent => verdict.finding = Finding::Untold,
             _ => return,
         }
         self.event(at, life, Event::Audited(verdict));
     }
 
-    /// What a member that can be reached tells this auditor, and whether it can be.
+    /// What a member that can be reached tells this auditor, and whether it could know what it is asked.
     fn told(&mut self, at: usize, member: &PeerId, claim: &Claim, ask: &Ask) -> (Option<Answer>, bool) {
         let (auditor, config) = (self.peers[at].keys.id(), self.config.clone());
         let there = |of: &usize| self.side[*of] == self.side[at] && self.peers[*of].state.is_some();
@@ -216,7 +218,11 @@ impl World {
             let answer = peer.disk.traces.answer(&chain, &config, &peer.keys, auditor, ask);
             answer.ok()
         });
-        (answer, !processes.is_empty())
+        let knows = |of: &usize| {
+            let state = self.peers[*of].state.as_ref();
+            state.is_some_and(|state| state.chain().agreed.round >= ask.slot.round)
+        };
+        (answer, processes.iter().any(knows))
     }
 }
 
@@ -227,6 +233,8 @@ pub(super) struct Asking {
     began: Micros,
     /// Whether it was first asked while it still had to answer.
     in_time: Option<bool>,
+    /// How often in a row it could have answered and did not.
+    refused: u32,
 }
 
 impl Asking {
@@ -236,6 +244,7 @@ impl Asking {
             trace,
             began,
             in_time: None,
+            refused: 0,
         }
     }
 }
