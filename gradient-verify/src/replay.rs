@@ -158,7 +158,7 @@ impl ReplayError {
 /// See [`ReplayError`]. All bytes are checked before anything is trained.
 pub fn replay<'a>(audit: Audit<'a>) -> Result<Replay, ReplayError> {
     let Audit { algorithm, theta, .. } = audit;
-    let codec = algorithm.codec();
+    let codec = &*algorithm.codec_of(audit.order.work.round.0);
     let commit = &audit.order.contribution.commit;
     let models = [
         ("the agreed model", theta.len()),

@@ -180,7 +180,7 @@ impl Case {
         replay(Audit {
             model: &mut Model::new(&tiny(), Device::Cpu).unwrap(),
             training: &training(),
-            algorithm: &Rounds::new(self.codec.clone(), 2.0, 0.0).unwrap(),
+            algorithm: &Rounds::new(self.codec.clone(), &training()).unwrap(),
             theta: &self.theta,
             order: &self.order,
             batches,

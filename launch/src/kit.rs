@@ -130,8 +130,8 @@ impl Kit {
         let tokens = contributions
             .iter()
             .fold(0u64, |sum, one| sum.saturating_add(one.tokens));
-        let (codec, rule) = (self.algorithm.codec(), self.training.rule);
-        let update = aggregate_by(codec, &contributions, rule, self.threads, Vec::new()).with_context(told)?;
+        let (codec, rule) = (self.algorithm.codec_of(record.slot.round.0), self.training.rule);
+        let update = aggregate_by(&*codec, &contributions, rule, self.threads, Vec::new()).with_context(told)?;
         self.algorithm
             .advance(agreed, &update, tokens, self.threads)
             .with_context(told)
@@ -168,9 +168,12 @@ impl Kit {
     }
 
     /// The strict decoder of contributions, for the protocol.
-    pub fn check(&self) -> Check {
-        let codec = self.algorithm.codec().clone();
-        Arc::new(move |_, shards| codec.check(shards).map_err(|error| error.to_string()))
+    pub fn check(self: &Arc<Self>) -> Check {
+        let kit = self.clone();
+        Arc::new(move |commit, shards| {
+            let codec = kit.algorithm.codec_of(commit.slot.round.0);
+            codec.check(shards).map_err(|error| error.to_string())
+        })
     }
 }
 

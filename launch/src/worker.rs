@@ -300,10 +300,10 @@ impl Worker {
         let (mut before, accumulator_before) = self.accumulators.load(encode.accumulator);
         before.truncate(kit.layout.total);
         let vector = kit.algorithm.vector(found.delta);
-        let mut encoded = kit
-            .algorithm
-            .codec()
-            .encode_with(&before, &vector, self.setup.threads)?;
+        let mut encoded =
+            kit.algorithm
+                .codec_of(encode.work.round.0)
+                .encode_with(&before, &vector, self.setup.threads)?;
         encoded.accumulator.extend(&found.state);
         let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
         let shards: Vec<Bytes> = encoded.shards.into_iter().map(Bytes::from).collect();

@@ -26,6 +26,8 @@ pub use ddp::Ddp;
 pub use demo::Demo;
 pub use rounds::Rounds;
 
+use std::borrow::Cow;
+
 use crate::aggregate::{AggregateError, Update};
 use crate::apply::ApplyError;
 use crate::compress::quantize::FRACTION_BITS;
@@ -71,8 +73,13 @@ impl ArmError {
 
 /// One way of training together.
 pub trait Algorithm: Send + Sync {
-    /// The codec of all contributions.
+    /// The codec of contributions, that of rounds in which most is sent: their longest is the longest there is.
     fn codec(&self) -> &AnyCodec;
+
+    /// The codec of this round's contributions, the first round being 1.
+    fn codec_of(&self, _round: u64) -> Cow<'_, AnyCodec> {
+        Cow::Borrowed(self.codec())
+    }
 
     /// What replicas agree on beside the parameters: names and lengths of tensors that begin as zeros.
     fn outer(&self) -> Vec<(&'static str, usize)> {
@@ -98,7 +105,7 @@ pub trait Algorithm: Send + Sync {
 pub fn algorithm(model: &ModelConfig, training: &TrainingConfig) -> Result<Box<dyn Algorithm>, ArmError> {
     let codec = AnyCodec::new(model.param_count(), &training.compression)?;
     Ok(match training.algorithm {
-        Way::Sparse | Way::Diloco => Box::new(Rounds::new(codec, training.outer_rate, training.outer_momentum)?),
+        Way::Sparse | Way::Diloco => Box::new(Rounds::new(codec, training)?),
         Way::Demo => Box::new(Demo::new(codec, model, training)),
         Way::Ddp => Box::new(Ddp::new(codec, model, training)),
     })

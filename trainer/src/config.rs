@@ -236,6 +236,13 @@ pub struct CompressionConfig {
     pub chunk: usize,
     /// Values kept per chunk. Bound: 1 to `chunk`. More for small models: 256 of 4096 learns markedly more than 64 there.
     pub k: usize,
+    /// With `k_rounds`: the values kept per chunk from that round on, to which `k` goes evenly from round 1; always `k` where it is left out. Fewer at the
+    /// end than at the beginning learn more than as many throughout. Bound: 1 to `chunk`; with algorithm `sparse` alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub k_last: Option<usize>,
+    /// The round from which on `k_last` values are kept. Bound: at least 2 with `k_last`, else 0.
+    #[serde(skip_serializing_if = "is_default")]
+    pub k_rounds: u64,
     /// Decay of the accumulator (error feedback). Bound: 0 to below 1.
     pub beta: f64,
     /// What `sparse` says of each value: its `sign`, with one scale a chunk; `sign2`, a sign and one of two levels; `raw`, all of it. The others are here to
@@ -250,6 +257,8 @@ impl Default for CompressionConfig {
             algorithm: "sparse".to_owned(),
             chunk: 4096,
             k: 256,
+            k_last: None,
+            k_rounds: 0,
             beta: 0.9,
             quantizer: Quantizer::Sign,
         }
@@ -424,6 +433,13 @@ impl TrainingConfig {
             format!("{} with training.algorithm = {}", codecs.join(" or "), way.name()),
             "leave it out",
         )?;
+        require(
+            self.compression.k_last.is_none() || (way == Way::Sparse && self.compression.algorithm == "sparse"),
+            "training.compression.k_last",
+            self.compression.k_last.unwrap_or(0),
+            "left out with every other algorithm than sparse",
+            "leave it out",
+        )?;
         if !way.sends_gradients() {
             return Ok(());
         }
@@ -575,6 +591,23 @@ impl ScheduleConfig {
 }
 
 impl CompressionConfig {
+    /// Values kept per chunk in this round, the first being 1. Rounded towards `k`.
+    #[must_use]
+    pub fn k_of(&self, round: u64) -> usize {
+        let Some(last) = self.k_last else { return self.k };
+        let span = u128::from(self.k_rounds.saturating_sub(1).max(1));
+        let done = u128::from(round.saturating_sub(1)).min(span);
+        // At most 2^16 by 2^64, and a share of the difference: it fits.
+        let moved = (self.k.abs_diff(last) as u128 * done / span) as usize;
+        if last < self.k { self.k - moved } else { self.k + moved }
+    }
+
+    /// The most values kept per chunk in any round.
+    #[must_use]
+    pub fn most_k(&self) -> usize {
+        self.k.max(self.k_last.unwrap_or(0))
+    }
+
     /// Checks every bound.
     ///
     /// # Errors
@@ -609,6 +642,22 @@ impl CompressionConfig {
             self.k,
             format!("1 to chunk = {}", self.chunk),
             "64 to 256 are usual",
+        )?;
+        let last = self.k_last.is_none_or(|last| (1..=self.chunk).contains(&last));
+        require(
+            last,
+            "training.compression.k_last",
+            self.k_last.unwrap_or(0),
+            format!("1 to chunk = {}", self.chunk),
+            "a seventh of k is a good choice; or leave it out",
+        )?;
+        let rounds = self.k_last.is_some() == (self.k_rounds > 1) && (self.k_last.is_some() || self.k_rounds == 0);
+        require(
+            rounds,
+            "training.compression.k_rounds",
+            self.k_rounds,
+            "at least 2 with k_last, left out without it",
+            "write both, k_rounds being the rounds that you plan",
         )?;
         let beta = (0.0..1.0).contains(&self.beta);
         require(
@@ -686,6 +735,42 @@ mod tests {
         let written = serde_json::to_string(&chosen).unwrap();
         assert!(written.contains(r#""precision":"bf16""#), "{written}");
         assert_eq!(serde_json::from_str::<TrainingConfig>(&written).unwrap(), chosen);
+    }
+
+    #[test]
+    fn the_values_of_a_round_go_evenly_from_the_first_number_to_the_last() {
+        let config = |k, k_last, k_rounds| CompressionConfig {
+            k,
+            k_last,
+            k_rounds,
+            ..CompressionConfig::default()
+        };
+        let of = |config: &CompressionConfig| [0, 1, 2, 3, 5, 6, u64::MAX].map(|round| config.k_of(round));
+        let falling = config(112, Some(16), 5);
+        falling.validate().unwrap();
+        assert_eq!(of(&falling), [112, 112, 88, 64, 16, 16, 16]);
+        let rising = config(10, Some(20), 4);
+        assert_eq!((of(&rising), rising.most_k()), ([10, 10, 13, 16, 20, 20, 20], 20));
+        assert_eq!(of(&config(64, None, 0)), [64; 7]);
+        for (wrong, field) in [
+            (config(64, Some(0), 5), "k_last"),
+            (config(64, Some(5000), 5), "k_last"),
+            (config(64, Some(16), 1), "k_rounds"),
+            (config(64, None, 5), "k_rounds"),
+        ] {
+            assert_eq!(
+                wrong.validate().unwrap_err().field,
+                format!("training.compression.{field}")
+            );
+        }
+        let dense = TrainingConfig {
+            compression: CompressionConfig {
+                algorithm: "dense".to_owned(),
+                ..falling
+            },
+            ..TrainingConfig::default()
+        };
+        assert_eq!(dense.validate().unwrap_err().field, "training.compression.k_last");
     }
 
     #[test]

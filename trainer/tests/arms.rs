@@ -77,11 +77,63 @@ fn sparse() -> Kind {
         carry: false,
         accumulator: true,
         k: 256,
+        k_last: None,
+        momentum: None,
         beta: 0.95,
         outer_rate: 2.0,
         outer_momentum: 0.0,
         quantizer: Quantizer::Sign,
     }
+}
+
+/// As many values on the whole, most of them in the first rounds.
+fn thinning() -> Kind {
+    match sparse() {
+        Kind::Sparse {
+            optimizer,
+            carry,
+            accumulator,
+            beta,
+            outer_rate,
+            outer_momentum,
+            quantizer,
+            ..
+        } => Kind::Sparse {
+            optimizer,
+            carry,
+            accumulator,
+            k: 448,
+            k_last: Some(64),
+            momentum: Some(0.9),
+            beta,
+            outer_rate,
+            outer_momentum,
+            quantizer,
+        },
+        other => other,
+    }
+}
+
+#[test]
+fn fewer_values_are_sent_in_later_rounds_where_the_run_says_so() {
+    let task = task(thinning(), 4e-3, Trouble::default());
+    let training = task.training();
+    let model = ModelConfig::demo();
+    let way = algorithm(&model, &training).unwrap();
+    let params = model.param_count();
+    let delta: Vec<f32> = (0..params).map(|i| ((i * 37 % 1001) as f32 - 500.0) * 1e-4).collect();
+    let len = |round: u64| {
+        let codec = way.codec_of(round);
+        let shards = codec.encode(&vec![0.0; params], &delta).unwrap().shards;
+        codec.check(&shards).unwrap();
+        // Another round's codec takes none of it: the number of values is agreed, not told.
+        assert!(way.codec_of(round + 1).check(&shards).is_err() || round >= 6, "{round}");
+        shards.iter().map(Vec::len).sum::<usize>()
+    };
+    let lens: Vec<usize> = (1..=8).map(len).collect();
+    assert!(lens.windows(2).take(5).all(|two| two[0] > two[1]), "{lens:?}");
+    assert!(lens[5] == lens[6] && lens[6] == lens[7], "{lens:?}");
+    assert!(lens[0] as u64 <= way.codec().max_total_bytes());
 }
 
 #[test]
@@ -94,6 +146,8 @@ fn every_algorithm_learns_and_does_the_same_again() {
         carry: true,
         accumulator: false,
         k: 256,
+        k_last: None,
+        momentum: None,
         beta: 0.95,
         outer_rate: 2.0,
         outer_momentum: 0.0,
@@ -120,6 +174,7 @@ fn every_algorithm_learns_and_does_the_same_again() {
         (Kind::Demo { k: 32 }, 1e-3, 0.02),
         (sparse(), 4e-3, 0.08),
         (carrying, 4e-3, 0.08),
+        (thinning(), 4e-3, 0.08),
     ];
     for (kind, lr, most_bytes) in kinds {
         let task = task(kind, lr, Trouble::default());

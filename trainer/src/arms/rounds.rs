@@ -4,30 +4,35 @@
 //! sent stays in the peer's accumulator. With every value and Nesterov momentum outside it is DiLoCo (arXiv 2311.08105, algorithm 1), with
 //! Muon inside MuLoCo (arXiv 2505.23725).
 
+use std::borrow::Cow;
+
 use super::{Algorithm, ArmError, fits, mean, parts};
 use crate::aggregate::Update;
 use crate::apply::{OuterRate, apply_with};
 use crate::compress::{AnyCodec, Codec};
+use crate::config::{CompressionConfig, TrainingConfig};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Rounds {
     codec: AnyCodec,
+    compression: CompressionConfig,
     rate: OuterRate,
     /// Of Nesterov's kind; none if 0.
     momentum: f32,
 }
 
 impl Rounds {
-    /// Contributions by `codec`, an outer step of `rate` with `momentum`.
+    /// Contributions by `codec`, and the outer step of these settings.
     ///
     /// # Errors
     /// An outer rate out of bounds.
-    pub fn new(codec: AnyCodec, rate: f64, momentum: f64) -> Result<Self, ArmError> {
+    pub fn new(codec: AnyCodec, training: &TrainingConfig) -> Result<Self, ArmError> {
         Ok(Self {
             codec,
-            rate: OuterRate::new(rate)?,
-            momentum: momentum as f32,
+            compression: training.compression.clone(),
+            rate: OuterRate::new(training.outer_rate)?,
+            momentum: training.outer_momentum as f32,
         })
     }
 }
@@ -35,6 +40,13 @@ impl Rounds {
 impl Algorithm for Rounds {
     fn codec(&self) -> &AnyCodec {
         &self.codec
+    }
+
+    fn codec_of(&self, round: u64) -> Cow<'_, AnyCodec> {
+        match self.compression.k_last {
+            None => Cow::Borrowed(&self.codec),
+            Some(_) => Cow::Owned(self.codec.with_k(self.compression.k_of(round))),
+        }
     }
 
     fn outer(&self) -> Vec<(&'static str, usize)> {

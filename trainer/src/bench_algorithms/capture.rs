@@ -33,6 +33,8 @@ pub fn capture(setting: &Setting, lr: f64, k: usize, rounds: usize, data: &Data)
             carry: false,
             accumulator: true,
             k,
+            k_last: None,
+            momentum: None,
             beta: 0.95,
             outer_rate: 2.0,
             outer_momentum: 0.0,

@@ -114,6 +114,12 @@ pub enum Kind {
         accumulator: bool,
         /// Values of 4096.
         k: usize,
+        /// Values of 4096 in the last round, to which `k` goes evenly.
+        #[serde(default, skip_serializing_if = "is_default")]
+        k_last: Option<usize>,
+        /// Momentum of Muon within a round; 0.95 if left out.
+        #[serde(default, skip_serializing_if = "is_default")]
+        momentum: Option<f64>,
         /// Decay of the accumulator.
         beta: f64,
         /// Outer rate.
@@ -140,7 +146,9 @@ impl Kind {
     }
 
     /// Changes the settings that all arms share to those of this one.
-    fn choose(&self, training: &mut TrainingConfig) {
+    fn choose(&self, training: &mut TrainingConfig, rounds: u64) {
+        // What results of before were found with: a default that changes does not change what they say.
+        training.optimizer.momentum = 0.95;
         match *self {
             Self::Ddp { optimizer } => {
                 (training.algorithm, training.optimizer.kind) = (Way::Ddp, optimizer);
@@ -166,16 +174,20 @@ impl Kind {
                 carry,
                 accumulator,
                 k,
+                k_last,
+                momentum,
                 beta,
                 outer_rate,
                 outer_momentum,
                 quantizer,
             } => {
+                training.optimizer.momentum = momentum.unwrap_or(training.optimizer.momentum);
                 training.optimizer.kind = optimizer;
                 if carry {
                     training.optimizer.state = InnerState::Carry;
                 }
                 training.compression.k = k;
+                (training.compression.k_last, training.compression.k_rounds) = (k_last, k_last.map_or(0, |_| rounds));
                 training.compression.quantizer = quantizer;
                 training.compression.beta = if accumulator { beta } else { 0.0 };
                 (training.outer_rate, training.outer_momentum) = (outer_rate, outer_momentum);
@@ -240,7 +252,7 @@ impl Task {
     #[must_use]
     pub fn training(&self) -> TrainingConfig {
         let mut training = self.setting.training(self.lr);
-        self.kind.choose(&mut training);
+        self.kind.choose(&mut training, self.setting.rounds);
         training.rule = self.trouble.rule;
         training
     }
@@ -474,6 +486,8 @@ fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (b
         carry,
         accumulator,
         k,
+        k_last: None,
+        momentum: None,
         beta,
         outer_rate,
         outer_momentum: 0.0,

@@ -228,7 +228,8 @@ impl<'a> Run<'a> {
 
     /// Encodes, sums and applies.
     fn sum(&mut self, present: &[usize], found: Vec<Found>, honest_tokens: u64) -> Result<(), ArmError> {
-        let (codec, params) = (self.algorithm.codec(), self.algorithm.codec().params());
+        let codec = &*self.algorithm.codec_of(self.exchanges + 1);
+        let params = codec.params();
         let mut encoded = Vec::with_capacity(present.len());
         for (worker, Found { vector, state }) in present.iter().zip(found) {
             let own = &self.workers[*worker][..params];

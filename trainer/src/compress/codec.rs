@@ -319,7 +319,7 @@ pub enum AnyFactor {
 }
 
 impl AnyCodec {
-    /// The codec that a run's settings choose, for a model of `params` parameters.
+    /// The codec that a run's settings choose, for a model of `params` parameters: that of the rounds in which most is sent.
     ///
     /// # Errors
     /// A setting outside its bounds.
@@ -328,13 +328,24 @@ impl AnyCodec {
             "dense" => Self::Dense(DenseCodec::new(params)?),
             "int8" => Self::Int8(Int8Codec::new(params)?),
             _ => {
-                let CompressionConfig { chunk, k, beta, .. } = *config;
+                let CompressionConfig { chunk, beta, .. } = *config;
+                let k = config.most_k();
                 match config.quantizer {
                     Quantizer::Sign => Self::Sparse(SparseCodec::new(params, chunk, k, beta as f32)?),
                     other => Self::Levels(LevelsCodec::new(params, chunk, k, beta as f32, other)?),
                 }
             }
         })
+    }
+
+    /// The same where `k` values of a chunk are sent (1 to the chunk's length; others are taken as the nearest of these).
+    #[must_use]
+    pub fn with_k(&self, k: usize) -> Self {
+        match self {
+            Self::Sparse(codec) => Self::Sparse(codec.with_k(k)),
+            Self::Levels(codec) => Self::Levels(codec.with_k(k)),
+            Self::Dense(_) | Self::Int8(_) => self.clone(),
+        }
     }
 }
 

@@ -60,6 +60,12 @@ impl Geometry {
         })
     }
 
+    /// The same with another `k`, brought within its bounds.
+    pub(crate) fn with_k(self, k: usize) -> Self {
+        let k = k.clamp(1, self.chunk);
+        Self { k, ..self }
+    }
+
     /// What every shard begins with.
     pub(crate) fn header(&self) -> [u8; HEADER_BYTES] {
         let quantizer = match self.quantizer {

@@ -83,6 +83,14 @@ impl LevelsCodec {
         self.geometry.k
     }
 
+    /// The same where `k` values of a chunk are sent.
+    pub(super) fn with_k(&self, k: usize) -> Self {
+        Self {
+            geometry: self.geometry.with_k(k),
+            beta: self.beta,
+        }
+    }
+
     /// Decay of the accumulator.
     #[must_use]
     pub fn beta(&self) -> f32 {
