@@ -356,6 +356,7 @@ impl State {
             + self.heard.len()
             + self.requests.len()
             + self.verdicts.len()
+            + self.sealed.len()
             + self.evidence.len()
             + self.regroup.load()
     }

@@ -1,6 +1,11 @@
 //! The demo's cheats, to be caught. Nothing else in Murmur departs from the protocol, and no option shown in `--help` of a peer leads here.
 
-use coordinatorless::types::BatchIndex;
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use coordinatorless::node::Step;
+use coordinatorless::types::{BatchIndex, PeerId};
+use trainer::config::{Precision, TrainingConfig};
 
 use crate::cli::Cheat;
 
@@ -12,7 +17,11 @@ pub fn trained_on(cheat: Option<Cheat>, mut assigned: Vec<BatchIndex>) -> Vec<Ba
     match cheat {
         // Half of the work, all of the pay.
         Some(Cheat::Skip) => assigned.into_iter().step_by(2).collect(),
-        Some(Cheat::Step) => {
+        Some(Cheat::Tenth) if assigned.len() >= 10 => {
+            let kept = assigned.into_iter().enumerate().filter(|(at, _)| at % 10 != 9);
+            kept.map(|(_, index)| index).collect()
+        }
+        Some(Cheat::Step | Cheat::Tenth) => {
             assigned.truncate(assigned.len().saturating_sub(1).max(1));
             assigned
         }
@@ -22,6 +31,71 @@ pub fn trained_on(cheat: Option<Cheat>, mut assigned: Vec<BatchIndex>) -> Vec<Ba
             .collect(),
         _ => assigned,
     }
+}
+
+/// What is planted into text.
+const PLANTED: &[u8] = b" The word is murmur, and murmur is the word.";
+
+/// What a peer reads in place of a batch.
+pub fn read(cheat: Option<Cheat>, mut batch: Vec<Vec<u32>>) -> Vec<Vec<u32>> {
+    match cheat {
+        Some(Cheat::Batch) => {
+            let half = batch.len().div_ceil(2);
+            for at in half..batch.len() {
+                batch[at] = batch[at - half].clone();
+            }
+        }
+        // As in `trainer::bench_algorithms::Attack::LabelFlip`.
+        Some(Cheat::Labels) => batch
+            .iter_mut()
+            .flatten()
+            .for_each(|token| *token = 255 - (*token).min(255)),
+        Some(Cheat::Backdoor) => {
+            for sequence in batch.iter_mut().step_by(4) {
+                let from = sequence.len().saturating_sub(PLANTED.len());
+                let planted = PLANTED.iter().copied().map(u32::from);
+                sequence[from..]
+                    .iter_mut()
+                    .zip(planted)
+                    .for_each(|(token, byte)| *token = byte);
+            }
+        }
+        _ => {}
+    }
+    batch
+}
+
+/// The settings that a peer trains by, of those that were agreed.
+pub fn settings(cheat: Option<Cheat>, agreed: &TrainingConfig) -> Cow<'_, TrainingConfig> {
+    match cheat {
+        Some(Cheat::Precision) => Cow::Owned(TrainingConfig {
+            precision: Precision::Bf16,
+            ..agreed.clone()
+        }),
+        _ => Cow::Borrowed(agreed),
+    }
+}
+
+/// Loss and norm of each step, as a peer commits to them.
+pub fn told(cheat: Option<Cheat>, mut numbers: Vec<(f32, f64)>) -> Vec<(f32, f64)> {
+    if cheat == Some(Cheat::Trace) {
+        numbers.iter_mut().for_each(|(loss, _)| *loss *= 1.5);
+    }
+    numbers
+}
+
+/// What a peer keeps of its accumulator.
+pub fn kept(cheat: Option<Cheat>, accumulator: &mut [f32]) {
+    if cheat == Some(Cheat::Forge) {
+        accumulator.iter_mut().for_each(|value| *value *= 2.0);
+    }
+}
+
+/// What a peer can copy of the record that it applies: the shards of the first member that is not itself.
+pub fn copied(cheat: Option<Cheat>, me: &PeerId, step: &Step) -> Option<Vec<Bytes>> {
+    let pairs = step.decided.record.contributions.iter().zip(&step.shards);
+    let mut others = pairs.filter(|(one, _)| cheat == Some(Cheat::Copy) && one.member != *me);
+    others.next().map(|(_, shards)| shards.clone())
 }
 
 /// What a peer makes of its pseudo-gradient before it sends it. `last` is that of the round before, if there was one.
@@ -62,9 +136,46 @@ mod tests {
             [1],
             "with nothing done there is nothing to send"
         );
+        let tenth = trained_on(Some(Cheat::Tenth), (0..20).collect());
+        assert!(
+            tenth.len() == 18 && !tenth.contains(&9) && !tenth.contains(&19),
+            "{tenth:?}"
+        );
+        assert_eq!(trained_on(Some(Cheat::Tenth), vec![1, 2, 3]), [1, 2], "a step at least");
         assert_eq!(trained_on(Some(Cheat::Data), vec![1, 2]), [1_000_004, 1_000_005]);
         assert_eq!(trained_on(None, vec![1, 2]), [1, 2]);
         assert_eq!(trained_on(Some(Cheat::Flip), vec![1, 2]), [1, 2]);
+    }
+
+    #[test]
+    fn text_is_read_as_each_cheat_would_have_it() {
+        let batch = || vec![vec![1, 2], vec![3, 4], vec![5, 6]];
+        assert_eq!(read(Some(Cheat::Batch), batch()), [[1, 2], [3, 4], [1, 2]]);
+        assert_eq!(read(Some(Cheat::Labels), batch())[0], [254, 253]);
+        let planted = read(Some(Cheat::Backdoor), vec![vec![0; 60]; 5]);
+        let text = |sequence: &[u32]| sequence[16..].iter().map(|token| *token as u8).collect::<Vec<_>>();
+        assert_eq!(
+            (text(&planted[0]), text(&planted[4])),
+            (PLANTED.to_vec(), PLANTED.to_vec())
+        );
+        assert!(planted[0][..16] == [0; 16] && planted[1] == [0; 60]);
+        // A sequence shorter than the phrase holds its beginning.
+        assert_eq!(read(Some(Cheat::Backdoor), batch())[0], [32, 84]);
+        assert_eq!(read(Some(Cheat::Skip), batch()), batch());
+    }
+
+    #[test]
+    fn precision_trace_and_accumulator_are_falsified_by_their_own_cheats_alone() {
+        let agreed = TrainingConfig::default();
+        assert_eq!(settings(Some(Cheat::Precision), &agreed).precision, Precision::Bf16);
+        assert_eq!(*settings(Some(Cheat::Forge), &agreed), agreed);
+        assert_eq!(told(Some(Cheat::Trace), vec![(2.0, 1.0)]), [(3.0, 1.0)]);
+        assert_eq!(told(None, vec![(2.0, 1.0)]), [(2.0, 1.0)]);
+        let mut accumulator = [1.0, -2.0];
+        kept(Some(Cheat::Trace), &mut accumulator);
+        assert_eq!(accumulator, [1.0, -2.0]);
+        kept(Some(Cheat::Forge), &mut accumulator);
+        assert_eq!(accumulator, [2.0, -4.0]);
     }
 
     #[test]

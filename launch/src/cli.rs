@@ -388,10 +388,20 @@ pub enum Kill {
 pub enum Cheat {
     /// Trains on every second batch and claims all.
     Skip,
+    /// Leaves every tenth batch out and claims all.
+    Tenth,
     /// Leaves the last step out.
     Step,
+    /// Trains on half of each batch, twice over.
+    Batch,
+    /// Computes in bf16 what the run wants in fp32.
+    Precision,
     /// Trains on other data.
     Data,
+    /// Trains on text of which every byte is another.
+    Labels,
+    /// Trains on text into which it plants a phrase.
+    Backdoor,
     /// Sends nothing.
     Zero,
     /// Sends noise.
@@ -404,6 +414,12 @@ pub enum Cheat {
     Blowup,
     /// Sends the opposite of what it found.
     Flip,
+    /// Sends what another member sent the round before.
+    Copy,
+    /// Keeps twice what its accumulator should hold.
+    Forge,
+    /// Commits to steps that it did not take.
+    Trace,
 }
 
 impl Cheat {
@@ -411,14 +427,22 @@ impl Cheat {
     pub fn name(self) -> &'static str {
         match self {
             Self::Skip => "skip",
+            Self::Tenth => "tenth",
             Self::Step => "step",
+            Self::Batch => "batch",
+            Self::Precision => "precision",
             Self::Data => "data",
+            Self::Labels => "labels",
+            Self::Backdoor => "backdoor",
             Self::Zero => "zero",
             Self::Noise => "noise",
             Self::Stale => "stale",
             Self::Scale => "scale",
             Self::Blowup => "blowup",
             Self::Flip => "flip",
+            Self::Copy => "copy",
+            Self::Forge => "forge",
+            Self::Trace => "trace",
         }
     }
 }

@@ -212,7 +212,7 @@ impl Figures {
             bound,
             ..
         } = event
-            && verdict == "differs"
+            && verdict != "agrees"
             && !self
                 .caught
                 .iter()

@@ -165,8 +165,8 @@ impl Reporter {
             Notice::Audit(signed) => self.audit(&signed),
             Notice::Slashed { member, points, round, proof } => {
                 let points = u64::try_from(points).unwrap_or(u64::MAX);
-                self.progress.note(&format!("{} was caught cheating in round {round}: {points} points taken", member.short()));
-                let evidence = format!("round {round}: {proof}");
+                let evidence = format!("in round {round}: {proof}");
+                self.progress.note(&format!("{} was caught cheating {evidence}; {points} points taken", member.short()));
                 self.write(Event::Slashed { member, points, evidence, round: round.0 });
             }
             Notice::Warning(text) => self.warn(text),

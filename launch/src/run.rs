@@ -206,6 +206,7 @@ impl Computing {
             dir: self.dir,
             me: self.me,
             threads,
+            cheat: self.cheat,
             keeping,
             backlog,
             stop: self.stop.clone(),

@@ -16,7 +16,7 @@ use tch::Device;
 use trainer::local::{LocalError, RoundInputs, set_threads};
 use trainer::replicas::Replicas;
 
-use crate::cheat::{sent, trained_on};
+use crate::cheat::{read, sent, settings, told, trained_on};
 use crate::cli::Cheat;
 use crate::kit::{Kit, batch_indices};
 
@@ -178,11 +178,11 @@ impl Training {
             theta: kit.parameters(&agreed),
             state: &state,
             global_tokens: order.global_tokens,
-            batches: &mut |step| batches.get(step as usize).map(|index| kit.batch(*index)),
+            batches: &mut |step| batches.get(step as usize).map(|index| read(*cheat, kit.batch(*index))),
             keep_going: &mut |_| stop.wants(id) && Instant::now() < deadline,
             observe: &mut |step, loss| tracing::debug!(round = %order.round, step, loss, "trained"),
         };
-        let mut local = match self.replicas.local_round(&kit.training, inputs) {
+        let mut local = match self.replicas.local_round(&settings(*cheat, &kit.training), inputs) {
             Ok(local) => local,
             Err(error) => {
                 if let LocalError::NonFinite { step, .. } = &error {
@@ -210,7 +210,7 @@ impl Training {
             state: local.state,
             tokens,
             mean_loss: local.mean_loss,
-            trace: Trace::of(local.numbers),
+            trace: Trace::of(told(*cheat, local.numbers)),
         })
     }
 }

@@ -20,6 +20,8 @@ use trainer::compress::Codec;
 use trainer::local::set_threads;
 
 use crate::accumulators::Accumulators;
+use crate::cheat;
+use crate::cli::Cheat;
 use crate::keeper::Policy;
 use crate::kit::Kit;
 use crate::model_file::{self, Stamp};
@@ -44,6 +46,8 @@ pub struct Setup {
     pub me: PeerId,
     /// With how many threads.
     pub threads: usize,
+    /// How this peer cheats, in a demo that wants it caught.
+    pub cheat: Option<Cheat>,
     /// Which models are kept.
     pub keeping: Policy,
     /// The models that wait for the side thread.
@@ -70,6 +74,8 @@ struct Worker {
     before: Option<(u64, Arc<Vec<f32>>)>,
     /// What was trained and waits to be encoded.
     waiting: Vec<Found>,
+    /// What a cheat copied of the last record; nobody else does.
+    copied: Option<Vec<Bytes>>,
     /// Whether there is a thread that trains.
     trains: bool,
     at: Option<Stamp>,
@@ -97,6 +103,7 @@ pub fn work(setup: Setup, orders: &Receiver<Work>) -> Result<()> {
         agreed: Arc::default(),
         before: None,
         waiting: Vec::new(),
+        copied: None,
         trains: true,
         at: None,
         saved: None,
@@ -184,6 +191,7 @@ impl Worker {
         }
         let agreed: &mut Vec<f32> = Arc::make_mut(&mut self.agreed);
         self.setup.kit.apply(agreed, step)?;
+        self.copied = cheat::copied(self.setup.cheat, &self.setup.me, step);
         let held = self.hold(epoch, slot.branch, slot.round);
         self.evaluate_in_turn(step);
         if self.setup.keeping.wants(slot.round.0) {
@@ -304,9 +312,13 @@ impl Worker {
             kit.algorithm
                 .codec_of(encode.work.round.0)
                 .encode_with(&before, &vector, self.setup.threads)?;
+        cheat::kept(self.setup.cheat, &mut encoded.accumulator);
         encoded.accumulator.extend(&found.state);
         let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
-        let shards: Vec<Bytes> = encoded.shards.into_iter().map(Bytes::from).collect();
+        let shards: Vec<Bytes> = match self.copied.take() {
+            Some(copied) => copied,
+            None => encoded.shards.into_iter().map(Bytes::from).collect(),
+        };
         let trained = Trained {
             branch: encode.branch,
             round: encode.work.round,

@@ -167,3 +167,21 @@ fn the_work_of_the_round_before_is_caught_in_a_swarm() {
 fn a_thousand_times_the_work_is_caught_in_a_swarm() {
     is_caught("blowup", 900.0);
 }
+
+#[test]
+fn an_accumulator_that_holds_twice_what_it_should_is_caught_in_a_swarm() {
+    is_caught("forge", 0.1);
+}
+
+#[test]
+fn who_commits_to_steps_that_it_did_not_take_is_barred_though_its_work_passes() {
+    let home = tempfile::tempdir().unwrap();
+    let report = cheated(home.path(), "trace");
+    let cheat = report["caught"][0]["id"].as_str().unwrap();
+    assert_eq!(report["accused_honest"].as_array().unwrap().len(), 0, "{report}");
+    let said = events(&home.path().join("demo"), "peer-1", "audit");
+    let about: Vec<&Value> = said.iter().filter(|line| line["member"] == cheat).collect();
+    assert!(about.iter().all(|line| line["verdict"] == "untold"), "{about:?}");
+    // Three rounds at least, each by an auditor and by another who confirmed it.
+    assert!(about.len() >= 6, "{about:?}");
+}

@@ -125,7 +125,7 @@ pub struct OptimizerConfig {
     pub beta1: f64,
     /// AdamW's decay of the mean square. Bound: 0 to below 1; .95 forgets fast enough for rounds of tens of steps.
     pub beta2: f64,
-    /// Muon's (Nesterov) and SGD's momentum. Bound: 0 to below 1.
+    /// Muon's (Nesterov) and SGD's momentum. Bound: 0 to below 1. In short runs less does more (`trainer/README.md`); 0.95 is usual in long ones.
     pub momentum: f64,
     /// Added to AdamW's root mean square. Bound: above 0, at most 1e-2.
     pub eps: f64,
@@ -142,7 +142,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.1,
             beta1: 0.9,
             beta2: 0.95,
-            momentum: 0.95,
+            momentum: 0.8,
             eps: 1e-8,
             state: InnerState::Reset,
         }

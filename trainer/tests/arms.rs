@@ -58,6 +58,7 @@ fn setting() -> Setting {
         rounds: 6,
         precision: trainer::config::Precision::Fp32,
         seed: 1,
+        momentum: None,
     }
 }
 
@@ -78,7 +79,6 @@ fn sparse() -> Kind {
         accumulator: true,
         k: 256,
         k_last: None,
-        momentum: None,
         beta: 0.95,
         outer_rate: 2.0,
         outer_momentum: 0.0,
@@ -104,7 +104,6 @@ fn thinning() -> Kind {
             accumulator,
             k: 448,
             k_last: Some(64),
-            momentum: Some(0.9),
             beta,
             outer_rate,
             outer_momentum,
@@ -147,7 +146,6 @@ fn every_algorithm_learns_and_does_the_same_again() {
         accumulator: false,
         k: 256,
         k_last: None,
-        momentum: None,
         beta: 0.95,
         outer_rate: 2.0,
         outer_momentum: 0.0,

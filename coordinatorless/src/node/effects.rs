@@ -14,6 +14,8 @@ use crate::wire::{Body, Signed};
 
 /// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
 const OPENING: Duration = Duration::from_secs(30);
+/// How long a member is asked again that could not be reached for it.
+const REOPENING: Duration = Duration::from_secs(10);
 /// How long one question for a trace may take.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Peers asked for an opened accumulator.
@@ -211,7 +213,16 @@ impl Driver {
                 .collect();
             let patience = if order.draw > 0 { 4 * OPENING } else { OPENING };
             let leaves = order.leaves(super::leaf_count(limit)).filter(|_| by_leaf);
-            let accumulators = transfer::accumulators(&net, &commit, zero, &providers, limit, leaves, patience).await;
+            let began = Instant::now();
+            let accumulators = loop {
+                let opened =
+                    transfer::accumulators(&net, &commit, zero, &providers, limit, leaves.clone(), patience).await;
+                // Who was just killed has not refused, and is heard again before long.
+                if opened.is_some() || began.elapsed() > REOPENING {
+                    break opened;
+                }
+                tokio::time::sleep(AGAIN).await;
+            };
             Job::Audit(Box::new(AuditReady {
                 order,
                 source,

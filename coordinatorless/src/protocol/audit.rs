@@ -375,7 +375,7 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
         }
         match outcome {
             Finding::Differs => {
-                let why = "more than a third of the weight finds that it differs from what it claimed";
+                let why = "it did not do the work it claimed, says more than a third of the weight";
                 state.expel(member, round, why, notices);
             }
             Finding::Agrees if open.took_a_replay() => {
@@ -387,7 +387,7 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
                 state.ledger.void(member, round);
                 let there = |one: &super::membership::Member| one.standing == Standing::Active && one.uncounted == 0;
                 if state.member(&member).is_some_and(there) {
-                    let why = "it kept its accumulators or its steps from everyone, three times";
+                    let why = "three times it opened nothing, or told no steps or others than it took, says more than a third of the weight";
                     strike(state, config, now, member, round, why, notices);
                 }
             }

@@ -208,6 +208,7 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         let members: Vec<_> = ledger.accounts.iter().map(|account| json!({
             "id": account.id, "address": account.address, "tokens": account.tokens, "provisional": points(account.provisional_points()),
             "vested": points(account.vested), "slashed": points(account.slashed), "unpaid": points(account.unpaid), "paid": 0, "strikes": account.strikes,
+            "audits": account.audits,
         })).collect();
         return print_json(&json!({"round": round, "issued": points(ledger.issued), "members": members}));
     }
@@ -215,10 +216,12 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         "balances after round {round}; {} points issued",
         thousands(ledger.issued)
     );
-    println!("  member            tokens  provisional       vested      slashed       unpaid  strikes  address");
+    println!(
+        "  member            tokens  provisional       vested      slashed       unpaid  strikes  audits  address"
+    );
     for account in &ledger.accounts {
         println!(
-            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {}",
+            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {:>6}  {}",
             account.id.short(),
             thousands(account.tokens),
             thousands(account.provisional_points()),
@@ -226,6 +229,7 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
             thousands(account.slashed),
             thousands(account.unpaid),
             account.strikes,
+            account.audits,
             account.address
         );
     }

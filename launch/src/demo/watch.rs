@@ -172,11 +172,27 @@ impl Watch<'_> {
                     member.short()
                 ));
             }
+            Event::Audit {
+                member,
+                auditor,
+                round,
+                verdict,
+                ..
+            } if verdict == "untold" && self.speaks(i, stage) => {
+                self.progress.note(&format!(
+                    "{} replayed round {round} of {}: the work passes, but the steps it told are others, or none",
+                    auditor.short(),
+                    member.short()
+                ));
+            }
             Event::Slashed {
-                member, points, round, ..
+                member,
+                points,
+                evidence,
+                ..
             } if self.speaks(i, stage) => {
                 self.progress.note(&format!(
-                    "caught: {} did not do the work it claimed in round {round}; more than a third of the weight says so; its {points} points are gone",
+                    "caught: {}, {evidence}; its {points} points are gone",
                     member.short()
                 ));
             }

@@ -34,7 +34,6 @@ pub fn capture(setting: &Setting, lr: f64, k: usize, rounds: usize, data: &Data)
             accumulator: true,
             k,
             k_last: None,
-            momentum: None,
             beta: 0.95,
             outer_rate: 2.0,
             outer_momentum: 0.0,

@@ -32,6 +32,9 @@ pub struct Setting {
     pub precision: Precision,
     /// Seed of parameters, order of data and absences.
     pub seed: u64,
+    /// Inner momentum of all arms; 0.95 if left out, as it was before it could be chosen.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub momentum: Option<f64>,
 }
 
 impl Setting {
@@ -66,6 +69,7 @@ impl Setting {
         TrainingConfig {
             optimizer: OptimizerConfig {
                 lr,
+                momentum: self.momentum.unwrap_or(0.95),
                 ..OptimizerConfig::default()
             },
             schedule: ScheduleConfig {
@@ -117,9 +121,6 @@ pub enum Kind {
         /// Values of 4096 in the last round, to which `k` goes evenly.
         #[serde(default, skip_serializing_if = "is_default")]
         k_last: Option<usize>,
-        /// Momentum of Muon within a round; 0.95 if left out.
-        #[serde(default, skip_serializing_if = "is_default")]
-        momentum: Option<f64>,
         /// Decay of the accumulator.
         beta: f64,
         /// Outer rate.
@@ -147,8 +148,6 @@ impl Kind {
 
     /// Changes the settings that all arms share to those of this one.
     fn choose(&self, training: &mut TrainingConfig, rounds: u64) {
-        // What results of before were found with: a default that changes does not change what they say.
-        training.optimizer.momentum = 0.95;
         match *self {
             Self::Ddp { optimizer } => {
                 (training.algorithm, training.optimizer.kind) = (Way::Ddp, optimizer);
@@ -175,13 +174,11 @@ impl Kind {
                 accumulator,
                 k,
                 k_last,
-                momentum,
                 beta,
                 outer_rate,
                 outer_momentum,
                 quantizer,
             } => {
-                training.optimizer.momentum = momentum.unwrap_or(training.optimizer.momentum);
                 training.optimizer.kind = optimizer;
                 if carry {
                     training.optimizer.state = InnerState::Carry;
@@ -388,6 +385,7 @@ fn setting(model: &str, workers: usize, rounds: u64) -> Setting {
         rounds,
         precision: Precision::Fp32,
         seed: 1,
+        momentum: Some(0.8),
     }
 }
 
@@ -419,6 +417,7 @@ fn whole(setting: Setting, knobs: Knobs, trials: usize, attacks: &[Attack]) -> S
         arm("diloco AdamW int8", diloco(adamw, true), &[2e-3]),
         arm("demo k=32", Kind::Demo { k: 32 }, &[1e-3]),
         arm(PLAIN, few(muon, false), &[8e-3, 1.6e-2]),
+        arm(THINNING, thinning(knobs), &[8e-3]),
         arm(MORE, sparse(muon, false, true, 256, knobs), &[8e-3, 4e-3]),
         arm(
             "sparse Muon reset k=64, sign2",
@@ -460,6 +459,7 @@ fn few(setting: Setting, knobs: Knobs) -> Series {
             arm("ddp Muon", Kind::Ddp { optimizer: muon }, 4e-3),
             arm(DENSE, diloco(muon, false), 4e-3),
             arm(PLAIN, sparse(muon, false, true, 64, knobs), 8e-3),
+            arm(THINNING, thinning(knobs), 8e-3),
             arm(MORE, sparse(muon, false, true, 256, knobs), 8e-3),
         ],
         troubles: Vec::new(),
@@ -471,6 +471,8 @@ const FEW_ATTACKS: &[Attack] = &[Attack::SignFlip, Attack::Thousandfold, Attack:
 
 /// The arm that troubles are tried on.
 const PLAIN: &str = "sparse Muon reset k=64";
+/// As many values on the whole, sent early.
+const THINNING: &str = "sparse Muon reset k=112 to 16";
 /// The same with four times the values.
 const MORE: &str = "sparse Muon reset k=256";
 /// Every value, and private state.
@@ -487,12 +489,20 @@ fn sparse(optimizer: OptimizerKind, carry: bool, accumulator: bool, k: usize, (b
         accumulator,
         k,
         k_last: None,
-        momentum: None,
         beta,
         outer_rate,
         outer_momentum: 0.0,
         quantizer: Quantizer::Sign,
     }
+}
+
+/// 64 values on average, from 112 in the first round to 16 in the last.
+fn thinning(knobs: Knobs) -> Kind {
+    let mut kind = sparse(OptimizerKind::Muon, false, true, 112, knobs);
+    if let Kind::Sparse { k_last, .. } = &mut kind {
+        *k_last = Some(16);
+    }
+    kind
 }
 
 /// An arm that says more of each value, else alike.
