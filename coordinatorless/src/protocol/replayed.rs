@@ -97,7 +97,7 @@ impl Trace {
         hash(&[b"murmur/trace-root/1\0", &steps, &top.0])
     }
 
-    /// How far the two are apart in each step that both have: the relative difference of their norms, or [`LOSS_FINER`] times that of their losses
+    /// How far the two are apart in each step that both have: the relative difference of their norms, or a hundred times that of their losses
     /// if that is more.
     pub fn distances(&self, other: &Self) -> impl Iterator<Item = f64> {
         let relative = |a: f64, b: f64| match a == b {
