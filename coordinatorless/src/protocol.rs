@@ -332,6 +332,12 @@ impl State {
         self.haves.iter().map(|(id, have)| (*id, have.tip_round))
     }
 
+    /// Whether a member says that it has this round of this branch: who is on another branch, or behind, cannot answer for it.
+    pub fn has_decided(&self, member: &PeerId, slot: &Slot) -> bool {
+        let of = |have: &Have| have.slot.branch == slot.branch && have.tip_round >= slot.round;
+        self.haves.get(member).is_some_and(of)
+    }
+
     /// The agreed weights of the round in progress.
     pub fn voters(&self) -> &Voters {
         &self.voters

@@ -488,8 +488,7 @@ impl Driver {
         let chain = self.state.chain().clone();
         if answer.is_none() {
             // Who is gone, has just come back, or is behind has not refused.
-            let knows = |(id, tip)| id == member && tip >= slot.round;
-            let able = self.state.alive(self.now()).contains(&member) && self.state.tips().any(knows);
+            let able = self.state.alive(self.now()).contains(&member) && self.state.has_decided(&member, &slot);
             asking.refused = if able { asking.refused + 1 } else { 0 };
             if asking.began.elapsed() < PATIENCE && chain.agreed.round < asking.until {
                 self.ask(asking, AGAIN);

@@ -386,7 +386,9 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
             Finding::Unanswered | Finding::Untold => {
                 state.ledger.void(member, round);
                 let there = |one: &super::membership::Member| one.standing == Standing::Active && one.uncounted == 0;
-                if state.member(&member).is_some_and(there) {
+                // Who told nothing may have lost its steps with a branch that was left: that costs the round alone.
+                let lost = outcome == Finding::Untold && !open.shown;
+                if !lost && state.member(&member).is_some_and(there) {
                     let why = "three times it opened nothing, or told no steps or others than it took, says more than a third of the weight";
                     strike(state, config, now, member, round, why, notices);
                 }

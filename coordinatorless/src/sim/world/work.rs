@@ -220,7 +220,8 @@ impl World {
         });
         let knows = |of: &usize| {
             let state = self.peers[*of].state.as_ref();
-            state.is_some_and(|state| state.chain().agreed.round >= ask.slot.round)
+            let agreed = state.map(|state| &state.chain().agreed);
+            agreed.is_some_and(|agreed| agreed.branch == ask.slot.branch && agreed.round >= ask.slot.round)
         };
         (answer, processes.iter().any(knows))
     }
