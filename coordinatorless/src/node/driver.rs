@@ -345,7 +345,8 @@ impl Driver {
                 self.accumulators
                     .insert(trained.round, self.node.net.put_file(&accumulator).await?);
                 self.node.net.flush_blobs().await?;
-                self.traces.keep(&self.node.config.run, trained.round, trace);
+                self.traces
+                    .keep(&self.node.config.run, trained.branch, trained.round, trace);
                 self.node.store.keep_traces(&self.traces)?;
                 let keep = self.node.config.run.verification.verdict_rounds * 2 + SPARE_ACCUMULATORS;
                 let oldest = Round(trained.round.0.saturating_sub(keep));

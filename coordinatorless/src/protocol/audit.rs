@@ -38,7 +38,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::chain::ChainState;
 use super::event::{Accused, Notice};
-use super::membership::Standing;
+use super::membership::{Member, Standing};
 use crate::agreement::Voters;
 use crate::config::{RunConfig, VerificationConfig};
 use crate::types::*;
@@ -366,7 +366,7 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
             state.agreed.accusations.push(open);
             continue;
         };
-        let barred = |one: &super::membership::Member| one.standing == Standing::Banned;
+        let barred = |one: &Member| one.standing == Standing::Banned;
         let right = outcome == open.finding && open.took_a_replay();
         if right && !state.member(&open.accuser).is_some_and(barred) {
             state
@@ -385,10 +385,8 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
             Finding::Agrees => {}
             Finding::Unanswered | Finding::Untold => {
                 state.ledger.void(member, round);
-                let there = |one: &super::membership::Member| one.standing == Standing::Active && one.uncounted == 0;
-                // Who told nothing may have lost its steps with a branch that was left: that costs the round alone.
-                let lost = outcome == Finding::Untold && !open.shown;
-                if !lost && state.member(&member).is_some_and(there) {
+                let there = |one: &Member| one.standing == Standing::Active && one.uncounted == 0;
+                if state.member(&member).is_some_and(there) {
                     let why = "three times it opened nothing, or told no steps or others than it took, says more than a third of the weight";
                     strike(state, config, now, member, round, why, notices);
                 }

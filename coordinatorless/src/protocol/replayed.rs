@@ -41,6 +41,9 @@ use crate::config::RunConfig;
 use crate::types::*;
 use crate::wire::{Keys, Scheme, verify_bytes};
 
+/// Branches whose traces are kept.
+const BRANCHES: u64 = 4;
+
 /// Why a trace is not told.
 const NOT_HERE: &str = "the trace is not here (any more)";
 
@@ -346,6 +349,7 @@ pub(crate) fn signed(keys: &Keys, slot: &Slot, auditor: &PeerId, commitment: &Ha
 /// A trace of this peer's own, and what it answered for it.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
 struct Kept {
+    branch: Branch,
     round: Round,
     trace: Trace,
     /// Auditors with the commitment of each, in the order in which they asked.
@@ -357,8 +361,9 @@ struct Kept {
 pub struct Traces(Vec<Kept>);
 
 impl Traces {
-    /// Keeps the trace of a round, and drops those that nobody may ask for any more.
-    pub fn keep(&mut self, config: &RunConfig, round: Round, trace: Trace) {
+    /// Keeps the trace of a round of this branch, and drops those that nobody may ask for any more. Those of another branch do not grow old meanwhile: who
+    /// went on without the others and comes back is asked for what it did before.
+    pub fn keep(&mut self, config: &RunConfig, branch: Branch, round: Round, trace: Trace) {
         // Until its verdicts are over, and accusations with the last of them.
         let rounds = config.verification.verdict_rounds.saturating_mul(2);
         // Who asked for the same trace before has it.
@@ -366,11 +371,16 @@ impl Traces {
             Some(at) => self.0.remove(at).answered,
             None => Vec::new(),
         };
-        // After a fork rounds are trained anew.
-        let most = usize::try_from(rounds.saturating_mul(2)).unwrap_or(usize::MAX);
-        self.0.retain(|kept| kept.round.0.saturating_add(rounds) >= round.0);
+        let most = usize::try_from(rounds.saturating_mul(BRANCHES)).unwrap_or(usize::MAX);
+        self.0
+            .retain(|kept| kept.branch != branch || kept.round.0.saturating_add(rounds) >= round.0);
         self.0.drain(..self.0.len().saturating_sub(most));
-        self.0.push(Kept { round, trace, answered });
+        self.0.push(Kept {
+            branch,
+            round,
+            trace,
+            answered,
+        });
     }
 
     /// The trace with this root.

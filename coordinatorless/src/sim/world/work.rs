@@ -68,7 +68,7 @@ impl World {
         peer.disk.blobs.insert(blob);
         let trace = trace(&order, &peer.keys.id(), done);
         let trace_root = trace.root();
-        peer.disk.traces.keep(&self.config, order.round, trace);
+        peer.disk.traces.keep(&self.config, encode.branch, order.round, trace);
         let trained = Trained {
             branch: encode.branch,
             round: order.round,

@@ -123,7 +123,7 @@ fn a_member_answers_one_commitment_of_each_auditor_that_was_drawn_and_in_time() 
         ..run.chain.next_slot()
     };
     let mut traces = replayed::Traces::default();
-    traces.keep(&run.config, round, steps(member));
+    traces.keep(&run.config, slot.branch, round, steps(member));
     let salt = [7; 32];
     let commitment = replayed::commitment(&slot, &member, &auditor, &steps(member), &salt);
     let lot = Some(lot);
@@ -220,8 +220,8 @@ fn who_shows_other_steps_than_a_replay_gives_has_a_strike() {
 }
 
 #[test]
-fn who_tells_nobody_its_steps_is_not_paid_for_the_round_and_who_tells_the_others_is() {
-    for (found, unpaid) in [(Finding::Untold, true), (Finding::Agrees, false)] {
+fn who_tells_nobody_its_steps_is_not_paid_and_has_a_strike_and_who_tells_the_others_has_none() {
+    for (found, strikes) in [(Finding::Untold, 1), (Finding::Agrees, 0)] {
         let mut run = Run::new();
         let record = run.record();
         run.advance(&record);
@@ -230,8 +230,8 @@ fn who_tells_nobody_its_steps_is_not_paid_for_the_round_and_who_tells_the_others
         assert!(!open.accused().replay);
         run.answered(&open, found);
         let account = |id: PeerId| run.chain.ledger.get(&id).unwrap();
-        assert_eq!(account(open.member).strikes, 0);
-        assert_eq!(account(open.member).unpaid > 0, unpaid);
+        assert_eq!(account(open.member).strikes, strikes);
+        assert_eq!(account(open.member).unpaid > 0, strikes > 0);
         assert_eq!((account(open.accuser).audits, account(open.accuser).strikes), (0, 0));
     }
 }
@@ -250,7 +250,7 @@ fn a_member_tells_voters_only_when_it_is_said_to_have_told_nothing_and_auditors_
         ..run.chain.next_slot()
     };
     let mut traces = replayed::Traces::default();
-    traces.keep(&run.config, round, steps(member));
+    traces.keep(&run.config, slot.branch, round, steps(member));
     let question = replayed::Question {
         slot,
         member,
@@ -283,4 +283,27 @@ fn a_member_tells_voters_only_when_it_is_said_to_have_told_nothing_and_auditors_
     // Without an accusation nobody is told.
     run.answered(&open, Finding::Agrees);
     assert!(answer(&run, voter).unwrap_err().contains("nobody is to ask"));
+}
+
+#[test]
+fn what_was_done_before_a_fork_can_be_told_after_coming_back_from_a_long_branch() {
+    let run = Run::new();
+    let mut traces = replayed::Traces::default();
+    let (member, other) = (run.keys[0].id(), run.keys[1].id());
+    traces.keep(&run.config, 0, Round(46), steps(member));
+    // Alone for long, each round with steps of its own.
+    let alone = |round: u64| Trace::of([(round as f32, 1.0)]);
+    for round in 47..=400 {
+        traces.keep(&run.config, 7, Round(round), alone(round));
+    }
+    assert_eq!(traces.find(steps(member).root()), Some(steps(member)));
+    // On its own branch a round grows old as ever, and of many branches the oldest go.
+    assert_eq!(traces.find(alone(300).root()), None);
+    assert!(traces.find(alone(400).root()).is_some());
+    traces.keep(&run.config, 0, Round(300), steps(other));
+    assert_eq!(traces.find(steps(member).root()), None);
+    for branch in 8..200 {
+        traces.keep(&run.config, branch, Round(300), alone(u64::from(branch)));
+    }
+    assert_eq!(traces.find(alone(400).root()), None);
 }
