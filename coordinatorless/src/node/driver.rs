@@ -507,8 +507,7 @@ impl Driver {
         let Some(claim) = claim.filter(|_| slot.branch == chain.agreed.branch) else {
             return Ok(());
         };
-        let verification = &self.node.config.run.verification;
-        let bound = verification.trace_bound;
+        let bound = self.node.config.run.verification.trace_bound;
         let told = answer.is_some();
         let heard = answer.map_or(Heard::Invalid, |answer| {
             question.hear(claim, answer, bound, Scheme::Ed25519)

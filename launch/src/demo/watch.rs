@@ -165,25 +165,17 @@ impl Watch<'_> {
                 rel_l2,
                 bound,
                 ..
-            } if verdict == "differs" && self.speaks(i, stage) => {
-                self.progress.note(&format!(
-                    "{} replayed round {round} of {} and got something else: distance {rel_l2:.3}, at most {bound} passes",
-                    auditor.short(),
-                    member.short()
-                ));
-            }
-            Event::Audit {
-                member,
-                auditor,
-                round,
-                verdict,
-                ..
-            } if verdict == "untold" && self.speaks(i, stage) => {
-                self.progress.note(&format!(
-                    "{} replayed round {round} of {}: the work passes, but the steps it told are others, or none",
-                    auditor.short(),
-                    member.short()
-                ));
+            } if self.speaks(i, stage) => {
+                let (auditor, member) = (auditor.short(), member.short());
+                match verdict.as_str() {
+                    "differs" => self.progress.note(&format!(
+                        "{auditor} replayed round {round} of {member} and got something else: distance {rel_l2:.3}, at most {bound} passes"
+                    )),
+                    "untold" => self.progress.note(&format!(
+                        "{auditor} was told no steps of round {round} of {member}, or others than it took"
+                    )),
+                    _ => {}
+                }
             }
             Event::Slashed {
                 member,

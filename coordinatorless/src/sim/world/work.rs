@@ -155,7 +155,7 @@ impl World {
         let Some(chain) = peer.state.as_ref().map(|state| state.chain().clone()) else {
             return;
         };
-        let (keys, verification) = (peer.keys.clone(), self.config.verification.clone());
+        let keys = peer.keys.clone();
         let claim = match verdict.draw {
             0 => chain.auditable(slot.round).and_then(|open| open.claim(&member)),
             _ => chain.accusation(verdict).map(|open| &open.claim),
@@ -176,7 +176,7 @@ impl World {
         let mut verdict = asking.verdict;
         let lazy = self.gang.is_lazy(at);
         let claimed = answer.as_ref().map(|answer| (answer.trace.clone(), answer.signature));
-        let (bound, scheme) = (verification.trace_bound, self.scenario.scheme());
+        let (bound, scheme) = (self.config.verification.trace_bound, self.scenario.scheme());
         if verdict.draw > 0 {
             verdict.finding = match answer {
                 Some(answer) => question.judge(claim, &answer, bound, scheme),
