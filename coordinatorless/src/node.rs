@@ -8,6 +8,7 @@
 //!   `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
 //! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
 
+mod audits;
 mod driver;
 mod effects;
 pub mod join;
@@ -278,6 +279,11 @@ pub enum NodeError {
         "another process takes part with this peer's key, and started later, so this one stops: a key is for one process, and two that vote with it are barred"
     )]
     KeyInUse,
+    /// The others barred this peer.
+    #[error(
+        "this peer is barred: {0}; nothing that it does counts or is paid any more, so it stops. To go on, join again from another directory, with a key of its own"
+    )]
+    Barred(String),
     /// What is on disk contradicts itself.
     #[error("the records in this directory cannot be followed: {0}")]
     Chain(String),

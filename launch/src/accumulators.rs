@@ -1,18 +1,24 @@
-//! The accumulators of a peer on disk: `accumulator/<root>`, little-endian `f32`, one a parameter. The root is BLAKE3 of the file, so
+//! The accumulators of a peer on disk: `accumulator/<branch>/<root>`, little-endian `f32`, one a parameter. The root is BLAKE3 of the file, so
 //! an auditor can fetch it by what the commit names. Where the run carries the inner optimizer's state, that follows in the same file, so
 //! that both are always those of one round: the last one that was counted.
+//!
+//! Each branch has its own, since rounds on one do not make those of another older: who went on without the others for long, and comes back,
+//! is asked to open what it sent before.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use coordinatorless::types::Hash;
+use coordinatorless::types::{Branch, Hash};
 use trainer::compress::{accumulator_root, accumulator_zero_root};
 
 use crate::peer_dir::write_whole;
 
-/// A peer's accumulators, the last few of them.
+/// Branches of which accumulators are kept: the one that the peer is on, and the one that it came from or may go back to.
+pub const BRANCHES: usize = 2;
+
+/// A peer's accumulators, the last few of them of each branch.
 pub struct Accumulators {
     folder: PathBuf,
     /// Numbers in a file.
@@ -22,7 +28,7 @@ pub struct Accumulators {
 }
 
 impl Accumulators {
-    /// In this folder, of `len` numbers each; the newest `keep` are kept.
+    /// In this folder, of `len` numbers each; the newest `keep` of a branch are kept.
     ///
     /// # Errors
     /// The folder cannot be made.
@@ -52,52 +58,58 @@ impl Accumulators {
     }
 
     fn read(&self, root: Hash) -> Option<Vec<f32>> {
-        let bytes = fs::read(self.path(root)).ok()?;
+        let bytes = fs::read(find(&self.folder, root)?).ok()?;
         let (values, rest) = bytes.as_chunks::<4>();
         let whole = rest.is_empty() && values.len() == self.len && Hash::of(&bytes) == root;
         whole.then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
-    /// Keeps an accumulator; returns its root and file.
+    /// Keeps an accumulator of a round on this branch; returns its root and file.
     ///
     /// # Errors
     /// The disk.
-    pub fn save(&self, values: &[f32]) -> Result<(Hash, PathBuf)> {
+    pub fn save(&self, branch: Branch, values: &[f32]) -> Result<(Hash, PathBuf)> {
         let root = Hash(accumulator_root(values));
-        let path = self.path(root);
+        let folder = self.folder.join(branch.to_string());
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(root.to_string());
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         write_whole(&path, &bytes)?;
-        self.prune(&path);
+        self.prune(&folder, &path);
         Ok((root, path))
     }
 
-    fn path(&self, root: Hash) -> PathBuf {
-        self.folder.join(root.to_string())
-    }
-
-    /// Old ones go; the one just written stays.
-    fn prune(&self, newest: &Path) {
-        let age = |path: &Path| {
-            fs::metadata(path)
-                .and_then(|meta| meta.modified())
-                .unwrap_or(SystemTime::UNIX_EPOCH)
-        };
-        let entries = fs::read_dir(&self.folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
-        let mut files: Vec<(SystemTime, PathBuf)> = entries
-            .filter(|path| path != newest)
-            .map(|path| (age(&path), path))
-            .collect();
-        files.sort();
-        let old = files.len().saturating_sub(self.keep.saturating_sub(1));
-        for (_, path) in files.drain(..old) {
-            // What cannot be removed now can be later.
+    /// Old ones of the same branch go, and branches left long ago; the one just written stays. What cannot be removed now can be later.
+    fn prune(&self, branch: &Path, newest: &Path) {
+        for path in oldest(branch, newest, self.keep) {
             let _ = fs::remove_file(path);
         }
+        for path in oldest(&self.folder, branch, BRANCHES) {
+            let _ = fs::remove_dir_all(path);
+        }
     }
+}
+
+/// The file of the accumulator with this root, in a peer's folder of accumulators.
+pub fn find(folder: &Path, root: Hash) -> Option<PathBuf> {
+    let branches = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files = branches.map(|branch| branch.path().join(root.to_string()));
+    files.find(|file| file.is_file())
+}
+
+/// All but the newest `keep` in this folder, `newest` being one of those.
+fn oldest(folder: &Path, newest: &Path, keep: usize) -> Vec<PathBuf> {
+    let age = |path: &Path| {
+        fs::metadata(path)
+            .and_then(|meta| meta.modified())
+            .unwrap_or(SystemTime::UNIX_EPOCH)
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let others = entries.map(|entry| entry.path()).filter(|path| path != newest);
+    let mut all: Vec<(SystemTime, PathBuf)> = others.map(|path| (age(&path), path)).collect();
+    all.sort();
+    all.truncate(all.len().saturating_sub(keep.saturating_sub(1)));
+    all.into_iter().map(|(_, path)| path).collect()
 }
 
 #[cfg(test)]
@@ -108,7 +120,7 @@ mod tests {
     fn an_accumulator_reads_back_by_its_root_and_a_torn_one_is_zeros() {
         let temp = tempfile::tempdir().unwrap();
         let all = Accumulators::open(temp.path().to_owned(), 3, 2).unwrap();
-        let (root, path) = all.save(&[1.0, -2.0, 3.5]).unwrap();
+        let (root, path) = all.save(0, &[1.0, -2.0, 3.5]).unwrap();
         assert_eq!(
             Hash::of(&fs::read(&path).unwrap()),
             root,
@@ -122,17 +134,24 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_ones_are_kept() {
+    fn the_last_ones_of_each_branch_are_kept_and_of_two_branches() {
         let temp = tempfile::tempdir().unwrap();
         let all = Accumulators::open(temp.path().to_owned(), 1, 2).unwrap();
-        let saved: Vec<Hash> = (0..5)
-            .map(|i| {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-                all.save(&[i as f32 + 1.0]).unwrap().0
-            })
-            .collect();
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
-        assert_eq!(all.load(saved[4]).1, saved[4]);
-        assert_eq!(all.load(saved[3]).1, saved[3]);
+        let save = |branch, value: f32| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            all.save(branch, &[value]).unwrap().0
+        };
+        let kept = |roots: &[Hash]| roots.iter().map(|root| all.load(*root).1 == *root).collect::<Vec<_>>();
+        let left: Vec<Hash> = [1.0, 2.0, 3.0].map(|value| save(7, value)).to_vec();
+        assert_eq!(kept(&left), [false, true, true]);
+        let own: Vec<Hash> = (0..5).map(|i| save(8, 10.0 + i as f32)).collect();
+        assert_eq!(kept(&own), [false, false, false, true, true]);
+        assert_eq!(kept(&left), [false, true, true], "rounds on one branch age no other");
+        let back = save(7, 4.0);
+        assert_eq!(kept(&left), [false, false, true]);
+        let third = save(9, 20.0);
+        assert_eq!(kept(&[back, third]), [true, true]);
+        assert_eq!(kept(&own), [false; 5], "of the two branches written last");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), BRANCHES);
     }
 }

@@ -1,13 +1,18 @@
 //! The demo's cheats, to be caught. Nothing else in Murmur departs from the protocol, and no option shown in `--help` of a peer leads here.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
+use anyhow::Result;
 use bytes::Bytes;
 use coordinatorless::node::Step;
-use coordinatorless::types::{BatchIndex, PeerId};
+use coordinatorless::protocol::event::AuditOrder;
+use coordinatorless::types::{BatchIndex, PeerId, Trace, Verdict};
+use gradient_verify::{Replay, verdict};
 use trainer::config::{Precision, TrainingConfig};
 
 use crate::cli::Cheat;
+use crate::kit::Kit;
 
 /// Batches by which wrong data are off.
 const ELSEWHERE: BatchIndex = 1_000_003;
@@ -89,6 +94,42 @@ pub fn kept(cheat: Option<Cheat>, accumulator: &mut [f32]) {
     if cheat == Some(Cheat::Forge) {
         accumulator.iter_mut().for_each(|value| *value *= 2.0);
     }
+}
+
+/// The file that a peer lets its auditors have, of its accumulator in `file`.
+///
+/// # Errors
+/// The disk.
+pub fn opened(cheat: Option<Cheat>, file: PathBuf) -> Result<PathBuf> {
+    if cheat != Some(Cheat::Hide) {
+        return Ok(file);
+    }
+    let nothing = file.with_file_name("nothing");
+    std::fs::write(&nothing, b"nothing")?;
+    Ok(nothing)
+}
+
+/// What a peer says of a round that it should replay, if it does not look.
+pub fn pretended(cheat: Option<Cheat>, order: &AuditOrder, kit: &Kit) -> Option<(Verdict, Option<Trace>)> {
+    let (distance, exact) = match cheat? {
+        Cheat::Accuse => (1.0, false),
+        Cheat::Guess => (0.0, true),
+        _ => return None,
+    };
+    let steps = order.contribution.commit.tokens / kit.training.tokens_per_step().max(1);
+    let steps = u32::try_from(steps)
+        .unwrap_or(u32::MAX)
+        .min(kit.training.max_inner_steps);
+    let trace = Trace::of(vec![(1.0, 1.0); steps as usize]);
+    let replay = Replay {
+        distance,
+        norm_ratio: 1.0,
+        exact,
+        selection_ok: true,
+        steps,
+        trace: trace.clone(),
+    };
+    Some((verdict(order, &replay, kit.config.verification.bound), Some(trace)))
 }
 
 /// What a peer can copy of the record that it applies: the shards of the first member that is not itself.

@@ -420,6 +420,12 @@ pub enum Cheat {
     Forge,
     /// Commits to steps that it did not take.
     Trace,
+    /// Opens its accumulators to nobody.
+    Hide,
+    /// Says of every round it audits that the work was not done.
+    Accuse,
+    /// Says of every round it audits that the work was done, and replays none.
+    Guess,
 }
 
 impl Cheat {
@@ -443,6 +449,9 @@ impl Cheat {
             Self::Copy => "copy",
             Self::Forge => "forge",
             Self::Trace => "trace",
+            Self::Hide => "hide",
+            Self::Accuse => "accuse",
+            Self::Guess => "guess",
         }
     }
 }

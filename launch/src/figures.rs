@@ -72,8 +72,8 @@ pub struct Figures {
     pub joined: Vec<PeerId>,
     /// Members whose points were taken.
     pub caught: Vec<Caught>,
-    /// Members whose claim any auditor found to differ. Who did not answer an audit, being away, is not accused of anything.
-    pub accused: BTreeSet<PeerId>,
+    /// Auditors, each with a member whose claim it said to differ. Who did not answer an audit, being away, is not accused of anything.
+    pub accused: BTreeSet<(PeerId, PeerId)>,
     /// The latest loss on held-out text: (round, loss).
     pub evals: BTreeMap<u64, f64>,
     /// From the first start to the last round.
@@ -196,8 +196,13 @@ impl Figures {
 
     fn audit(&mut self, event: &Event) {
         match event {
-            Event::Audit { member, verdict, .. } if verdict == "differs" => {
-                self.accused.insert(*member);
+            Event::Audit {
+                auditor,
+                member,
+                verdict,
+                ..
+            } if verdict == "differs" => {
+                self.accused.insert((*auditor, *member));
             }
             Event::Eval { round, val_loss, .. } => {
                 self.evals.insert(*round, *val_loss);
@@ -281,7 +286,8 @@ impl Figures {
     }
 }
 
-/// Cheats whose points were taken, by any log, each with the round that it was convicted of: several may have been found to differ by then.
+/// Cheats whose points were taken, by any log, each with the round that it was convicted of: several may have been found to differ by then. Of who was
+/// barred for what it said of others there is no distance.
 pub fn proven(figures: &Figures, logs: &[(PeerId, Vec<Line>)]) -> Vec<Caught> {
     let slashed: BTreeMap<PeerId, u64> = all(logs)
         .filter_map(|event| match event {
@@ -291,9 +297,14 @@ pub fn proven(figures: &Figures, logs: &[(PeerId, Vec<Line>)]) -> Vec<Caught> {
         .collect();
     let found = |(id, round): (&PeerId, &u64)| {
         let of = |caught: &&Caught| (caught.id, caught.round) == (*id, *round);
-        figures.caught.iter().find(of).cloned()
+        figures.caught.iter().find(of).cloned().unwrap_or(Caught {
+            id: *id,
+            round: *round,
+            rel_l2: 0.0,
+            bound: 0.0,
+        })
     };
-    slashed.iter().filter_map(found).collect()
+    slashed.iter().map(found).collect()
 }
 
 fn all(logs: &[(PeerId, Vec<Line>)]) -> impl Iterator<Item = &Event> {

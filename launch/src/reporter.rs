@@ -166,7 +166,11 @@ impl Reporter {
             Notice::Slashed { member, points, round, proof } => {
                 let points = u64::try_from(points).unwrap_or(u64::MAX);
                 let evidence = format!("in round {round}: {proof}");
-                self.progress.note(&format!("{} was caught cheating {evidence}; {points} points taken", member.short()));
+                self.progress.note(&if member == self.me {
+                    format!("this peer was barred {evidence}; {points} points taken, and it soon stops")
+                } else {
+                    format!("{} was caught cheating {evidence}; {points} points taken", member.short())
+                });
                 self.write(Event::Slashed { member, points, evidence, round: round.0 });
             }
             Notice::Warning(text) => self.warn(text),

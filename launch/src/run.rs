@@ -197,6 +197,7 @@ impl Computing {
             device: devices[0],
             threads,
             backlog: backlog.clone(),
+            cheat: self.cheat,
             keeper: Keeper::open(&self.dir, self.kit.clone(), keeping),
             done: done.clone(),
             evals,

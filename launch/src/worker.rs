@@ -314,7 +314,7 @@ impl Worker {
                 .encode_with(&before, &vector, self.setup.threads)?;
         cheat::kept(self.setup.cheat, &mut encoded.accumulator);
         encoded.accumulator.extend(&found.state);
-        let (accumulator_after, accumulator) = self.accumulators.save(&encoded.accumulator)?;
+        let (accumulator_after, accumulator) = self.accumulators.save(encode.branch, &encoded.accumulator)?;
         let shards: Vec<Bytes> = match self.copied.take() {
             Some(copied) => copied,
             None => encoded.shards.into_iter().map(Bytes::from).collect(),
@@ -333,7 +333,7 @@ impl Worker {
         Ok(Done::Trained {
             trained,
             shards,
-            accumulator,
+            accumulator: cheat::opened(self.setup.cheat, accumulator)?,
             trace: found.trace,
         })
     }

@@ -174,6 +174,23 @@ fn an_accumulator_that_holds_twice_what_it_should_is_caught_in_a_swarm() {
 }
 
 #[test]
+fn who_opens_its_accumulators_to_nobody_is_barred_in_a_swarm() {
+    is_caught("hide", 0.02);
+}
+
+/// There is no distance of its own work.
+#[test]
+fn who_accuses_the_honest_is_barred_in_a_swarm() {
+    is_caught("accuse", -1.0);
+}
+
+/// What it did not replay it takes for other steps than the member's, and accuses.
+#[test]
+fn who_vouches_for_what_it_did_not_replay_is_barred_in_a_swarm() {
+    is_caught("guess", -1.0);
+}
+
+#[test]
 fn who_commits_to_steps_that_it_did_not_take_is_barred_though_its_work_passes() {
     let home = tempfile::tempdir().unwrap();
     let report = cheated(home.path(), "trace");

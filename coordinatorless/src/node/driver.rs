@@ -7,15 +7,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::effects::AGAIN;
+use super::audits::{Asking, AuditReady};
 use super::restore::read_chain;
 use super::transfer::Wanted;
 use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
 use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
-use crate::protocol::event::{AuditOrder, Event, Notice, Timer};
-use crate::protocol::replayed::{self, Answer, Heard, PATIENCE, Question, REFUSALS, Traces};
+use crate::protocol::event::{Event, Notice, Timer};
+use crate::protocol::membership::Standing;
+use crate::protocol::replayed::{Answer, Traces};
 use crate::protocol::{Setup, State};
 use crate::store::Store;
 use crate::types::*;
@@ -27,8 +28,12 @@ const MAX_GUESTS: usize = 32;
 const GUEST: Duration = Duration::from_secs(20);
 /// After the last round: how long to serve those who are behind.
 const LINGER: Duration = Duration::from_secs(20);
+/// How long a barred peer goes on: whoever was cut off among liars finds the others meanwhile, and is not barred on their branch.
+const APPEAL: Duration = Duration::from_secs(30);
 /// Own accumulators kept for auditors, beyond the rounds in which a verdict may come.
 const SPARE_ACCUMULATORS: u64 = 4;
+/// Branches whose worth of accumulators is kept: the one that the peer is on, and the one that it left.
+const BRANCHES: u64 = 2;
 
 /// Where the store has the first number of the last start's `Have` messages.
 const SEQUENCE: &str = "sequence";
@@ -42,26 +47,6 @@ pub(super) enum Job {
     Trace(Box<Asking>, Option<Answer>),
     Records(PeerId, Vec<Decided>),
     Nothing,
-}
-
-pub(super) struct AuditReady {
-    pub order: AuditOrder,
-    pub source: Result<ModelSource, String>,
-    pub shards: Vec<Bytes>,
-    pub accumulators: Option<super::Opened>,
-}
-
-/// A member being asked for its trace.
-pub(super) struct Asking {
-    pub verdict: Verdict,
-    pub question: Question,
-    /// Whether it was first asked while it still had to answer.
-    pub in_time: bool,
-    /// The record with which asking ends.
-    pub until: Round,
-    pub began: Instant,
-    /// How often in a row it gave no answer, though it was heard and had the audited record.
-    pub refused: u32,
 }
 
 /// One peer at work. Only this task touches the state machine.
@@ -80,8 +65,8 @@ pub(super) struct Driver {
     pub epoch: u64,
     /// The number of the last piece of training, and its round.
     pub training: (u64, Round),
-    /// Own accumulator roots by round.
-    pub accumulators: BTreeMap<Round, Hash>,
+    /// Own accumulator roots of the last rounds of each branch, oldest first.
+    pub accumulators: VecDeque<(Branch, Round, Hash)>,
     /// Own traces, and which auditors were answered.
     pub traces: Traces,
     pub shared: HashSet<Hash>,
@@ -91,6 +76,9 @@ pub(super) struct Driver {
     pub last: Option<Notice>,
     pub finished_at: Option<Instant>,
     pub leaving_at: Option<Instant>,
+    /// Since when this peer is barred, and for what, if it saw that itself.
+    pub barred_at: Option<Instant>,
+    pub barred_for: Option<(Round, &'static str)>,
 }
 
 /// Runs a node until it is told to leave, its last round is done, or something it cannot live without fails.
@@ -150,7 +138,7 @@ impl Driver {
             busy: false,
             epoch: 0,
             training: (0, Round(0)),
-            accumulators: BTreeMap::new(),
+            accumulators: VecDeque::new(),
             shared,
             guests: BTreeMap::new(),
             members: Vec::new(),
@@ -158,6 +146,8 @@ impl Driver {
             last: None,
             finished_at: None,
             leaving_at: None,
+            barred_at: None,
+            barred_for: None,
             node,
         };
         let round = driver.state.chain().agreed.round;
@@ -221,7 +211,7 @@ impl Driver {
         }
     }
 
-    fn handle(&mut self, event: Event) -> Result<(), NodeError> {
+    pub(super) fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         let effects = self.state.handle(self.now(), event);
         if self.state.is_doubled() {
             return Err(NodeError::KeyInUse);
@@ -342,15 +332,20 @@ impl Driver {
                 for shard in shards {
                     self.node.net.put(shard).await?;
                 }
-                self.accumulators
-                    .insert(trained.round, self.node.net.put_file(&accumulator).await?);
+                let root = self.node.net.put_file(&accumulator).await?;
                 self.node.net.flush_blobs().await?;
                 self.traces
                     .keep(&self.node.config.run, trained.branch, trained.round, trace);
                 self.node.store.keep_traces(&self.traces)?;
                 let keep = self.node.config.run.verification.verdict_rounds * 2 + SPARE_ACCUMULATORS;
                 let oldest = Round(trained.round.0.saturating_sub(keep));
-                self.accumulators = self.accumulators.split_off(&oldest);
+                // Those of a branch that was left do not grow old, as in `Traces::keep`.
+                self.accumulators
+                    .retain(|(branch, round, _)| *branch != trained.branch || *round >= oldest);
+                self.accumulators.push_back((trained.branch, trained.round, root));
+                let most = usize::try_from(keep.saturating_mul(BRANCHES)).unwrap_or(usize::MAX);
+                let over = self.accumulators.len().saturating_sub(most);
+                self.accumulators.drain(..over);
                 self.handle(Event::Trained(trained))
             }
             Done::TrainingEnded {
@@ -449,31 +444,7 @@ impl Driver {
                 self.load_model(agreed.branch, agreed.round);
                 Ok(())
             }
-            Job::Audit(ready) => {
-                // Who is not heard has not refused to answer: no verdict at all.
-                let member = ready.order.contribution.member;
-                if ready.accumulators.is_none() && !self.state.alive(self.now()).contains(&member) {
-                    return Ok(());
-                }
-                let AuditReady {
-                    order,
-                    source,
-                    shards,
-                    accumulators,
-                } = *ready;
-                match source {
-                    Ok(source) => self.give(Work::Audit {
-                        order,
-                        source,
-                        shards,
-                        accumulators,
-                    }),
-                    Err(reason) => {
-                        self.notice(Notice::Warning(format!("an audit could not be done: {reason}")));
-                        Ok(())
-                    }
-                }
-            }
+            Job::Audit(ready) => self.hear_opened(ready),
             Job::Trace(asking, answer) => self.hear_trace(*asking, answer),
             Job::Records(from, records) => {
                 let records = records.into_iter().map(Arc::new).collect();
@@ -481,84 +452,6 @@ impl Driver {
             }
             Job::Gathered(..) | Job::Source(..) | Job::Nothing => Ok(()),
         }
-    }
-
-    /// What an audited member told of its trace, or that it told nothing.
-    fn hear_trace(&mut self, mut asking: Asking, answer: Option<Answer>) -> Result<(), NodeError> {
-        let (slot, member) = (asking.verdict.slot, asking.verdict.member);
-        let chain = self.state.chain().clone();
-        if answer.is_none() {
-            // Who is gone, has just come back, or is behind has not refused.
-            let able = self.state.alive(self.now()).contains(&member) && self.state.has_decided(&member, &slot);
-            asking.refused = if able { asking.refused + 1 } else { 0 };
-            if asking.began.elapsed() < PATIENCE && chain.agreed.round < asking.until {
-                self.ask(asking, AGAIN);
-                return Ok(());
-            }
-        }
-        let refused = asking.in_time && asking.refused >= REFUSALS;
-        let Asking {
-            mut verdict, question, ..
-        } = asking;
-        if verdict.draw > 0 {
-            return self.hear_accused(verdict, &question, answer, refused);
-        }
-        let claim = chain.auditable(slot.round).and_then(|open| open.claim(&member));
-        let Some(claim) = claim.filter(|_| slot.branch == chain.agreed.branch) else {
-            return Ok(());
-        };
-        let bound = self.node.config.run.verification.trace_bound;
-        let told = answer.is_some();
-        let heard = answer.map_or(Heard::Invalid, |answer| {
-            question.hear(claim, answer, bound, Scheme::Ed25519)
-        });
-        let agrees = verdict.finding == Finding::Agrees;
-        match heard {
-            Heard::Parts(step, shown) => {
-                let (member, round, steps) = (member.short(), slot.round, replayed::parted(step));
-                self.notice(Notice::Warning(match agrees {
-                    true => format!("{member} did its work of round {round}, but committed to another trace: {steps}"),
-                    false => format!("{member} did not do its work of round {round} as assigned: {steps}"),
-                }));
-                match agrees {
-                    true => {
-                        (verdict.finding, verdict.replayed) = (Finding::Untold, Some(*shown));
-                        self.handle(Event::Audited(verdict))
-                    }
-                    false => Ok(()),
-                }
-            }
-            Heard::Proven(_) | Heard::Invalid if !agrees => Ok(()),
-            Heard::Proven(shown) => {
-                verdict.replayed = Some(*shown);
-                self.handle(Event::Audited(verdict))
-            }
-            Heard::Invalid if refused || told => {
-                verdict.finding = Finding::Untold;
-                self.handle(Event::Audited(verdict))
-            }
-            Heard::Invalid | Heard::Before => Ok(()),
-        }
-    }
-
-    /// What a member tells of its trace that is said to have told nothing, or other steps.
-    fn hear_accused(
-        &mut self,
-        mut verdict: Verdict,
-        question: &Question,
-        answer: Option<Answer>,
-        refused: bool,
-    ) -> Result<(), NodeError> {
-        let Some(claim) = self.state.chain().accusation(&verdict).map(|open| open.claim) else {
-            return Ok(());
-        };
-        let bound = self.node.config.run.verification.trace_bound;
-        verdict.finding = match answer {
-            Some(answer) => question.judge(&claim, &answer, bound, Scheme::Ed25519),
-            None if refused => Finding::Untold,
-            None => return Ok(()),
-        };
-        self.handle(Event::Audited(verdict))
     }
 
     pub(super) fn give(&self, work: Work) -> Result<(), NodeError> {
@@ -569,9 +462,31 @@ impl Driver {
             .map_err(|_| NodeError::Host("its thread ended".into()))
     }
 
+    /// Nothing that a barred peer does counts: training on would waste its owner's power.
+    fn must_not_be_barred(&mut self) -> Result<(), NodeError> {
+        let me = self.state.chain().member(&self.keys.id());
+        if me.is_none_or(|me| me.standing != Standing::Banned) {
+            self.barred_at = None;
+            return Ok(());
+        }
+        let since = *self.barred_at.get_or_insert_with(Instant::now);
+        if since.elapsed() < APPEAL {
+            return Ok(());
+        }
+        let why = match self.barred_for {
+            Some((round, proof)) => format!("in round {round}, {proof}"),
+            None => "the records in this directory say so".to_owned(),
+        };
+        Err(NodeError::Barred(why))
+    }
+
     pub(super) fn notice(&mut self, notice: Notice) {
-        if matches!(notice, Notice::Advanced { .. }) {
-            self.last = Some(notice.clone());
+        match &notice {
+            Notice::Advanced { .. } => self.last = Some(notice.clone()),
+            Notice::Slashed {
+                member, round, proof, ..
+            } if *member == self.keys.id() => self.barred_for = Some((*round, proof)),
+            _ => {}
         }
         // A log that cannot keep up loses lines, not rounds.
         if self.node.notices.try_send(notice).is_err() {
@@ -597,6 +512,7 @@ impl Driver {
         // Whoever goes on without a directory trains, and is paid, with a key that is lost.
         self.node.store.must_be_there()?;
         self.keep_connections();
+        self.must_not_be_barred()?;
         let status = NodeStatus {
             chain: self.state.chain().clone(),
             model: self.model,

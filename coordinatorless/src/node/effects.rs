@@ -4,22 +4,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::driver::{Asking, AuditReady, Driver, Job};
+use super::driver::{Driver, Job};
 use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
-use crate::protocol::event::{AuditOrder, Effect};
-use crate::protocol::replayed::{self, Question};
+use crate::protocol::event::Effect;
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
-/// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
-const OPENING: Duration = Duration::from_secs(30);
-/// How long a member is asked again that could not be reached for it.
-const REOPENING: Duration = Duration::from_secs(10);
-/// How long one question for a trace may take.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Peers asked for an opened accumulator.
-const MAX_OPENERS: usize = 16;
 /// Before a model that could not be built is tried again.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
@@ -150,85 +141,6 @@ impl Driver {
                 tokio::time::sleep(AGAIN).await;
             }
             Job::Source(epoch, branch, source)
-        });
-    }
-
-    /// Asks an audited member for its trace, bound to this peer's own (R25), until it answers or patience ends. Where this peer only has to know
-    /// whether the member tells anyone, its own is empty.
-    pub(super) fn ask_for_trace(&mut self, verdict: Verdict, trace: Trace) {
-        let question = Question::new(&self.keys, verdict.slot, verdict.member, trace);
-        let chain = self.state.chain();
-        let until = replayed::ask_until(&self.node.config.run, chain, &verdict);
-        let asking = Asking {
-            in_time: chain.agreed.round < until,
-            verdict,
-            question,
-            until,
-            began: Instant::now(),
-            refused: 0,
-        };
-        self.ask(asking, Duration::ZERO);
-    }
-
-    /// Asks once more, after a while.
-    pub(super) fn ask(&mut self, asking: Asking, after: Duration) {
-        let ask = asking.question.ask(asking.verdict.lot.clone());
-        let (net, member) = (self.node.net.clone(), asking.verdict.member);
-        self.jobs.spawn(async move {
-            tokio::time::sleep(after).await;
-            let answer = match net.request(member, Request::Trace(ask), ANSWER).await {
-                Ok(Response::Trace(answer)) => Some(answer),
-                _ => None,
-            };
-            Job::Trace(Box::new(asking), answer)
-        });
-    }
-
-    fn prepare_audit(&mut self, order: AuditOrder) {
-        if order.accusation.is_some_and(|accused| !accused.replay) {
-            let bound = self.node.config.run.verification.bound;
-            return self.ask_for_trace(replayed::told(&order, bound), Trace::default());
-        }
-        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
-        let limit = self.node.config.accumulator_bytes;
-        let zero = self.node.config.run.verification.accumulator_zero;
-        let spacing = self.node.config.run.storage.snapshot_rounds;
-        let by_leaf = self.node.config.opens_leaves;
-        self.jobs.spawn(async move {
-            let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
-            let source = transfer::model_source(&net, &store, order.work.base, &others, spacing).await;
-            let shards = transfer::fetch_contribution(&net, &commit, &others)
-                .await
-                .unwrap_or_default();
-            // Whoever accused it had them from the member, under the same hashes; where everyone is asked, others soon have them too, and one
-            // member need not serve all.
-            let handed_on = order
-                .accusation
-                .map(|accused| accused.by)
-                .into_iter()
-                .chain(others.iter().copied().filter(|_| order.draw > 0));
-            let providers: Vec<PeerId> = std::iter::once(member)
-                .chain(handed_on.filter(|id| *id != member))
-                .take(MAX_OPENERS)
-                .collect();
-            let patience = if order.draw > 0 { 4 * OPENING } else { OPENING };
-            let leaves = order.leaves(super::leaf_count(limit)).filter(|_| by_leaf);
-            let began = Instant::now();
-            let accumulators = loop {
-                let opened =
-                    transfer::accumulators(&net, &commit, zero, &providers, limit, leaves.clone(), patience).await;
-                // Who was just killed has not refused, and is heard again before long.
-                if opened.is_some() || began.elapsed() > REOPENING {
-                    break opened;
-                }
-                tokio::time::sleep(AGAIN).await;
-            };
-            Job::Audit(Box::new(AuditReady {
-                order,
-                source,
-                shards,
-                accumulators,
-            }))
         });
     }
 }

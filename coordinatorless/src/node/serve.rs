@@ -134,7 +134,7 @@ impl Driver {
         let mut keep = self.shared.clone();
         let snapshots = transfer::snapshots(&self.node.store);
         keep.extend(snapshots.iter().map(|entry| entry.model_root));
-        keep.extend(self.accumulators.values());
+        keep.extend(self.accumulators.iter().map(|(_, _, root)| root));
         for (i, snapshot) in snapshots.iter().enumerate() {
             // Of a branch that may be gone back to: up to where it was left. The rest follows from the next snapshot.
             let next = snapshots.get(i + 1).map(|next| next.round);

@@ -383,7 +383,12 @@ impl ChainState {
     fn punish(&mut self, record: &Record, notices: &mut Vec<Notice>) {
         for evidence in &record.evidence {
             let (member, round) = (evidence.culprit, evidence.first.0.slot.round);
-            self.expel(member, round, "it signed two votes for one slot", notices);
+            self.expel(
+                member,
+                round,
+                "it signed two votes for one slot, as two processes with one key do",
+                notices,
+            );
         }
     }
 

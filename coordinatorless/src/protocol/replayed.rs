@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::audit::{Claim, asked_until};
+use super::audit::{Accusation, Claim, asked_until};
 use super::beacon;
 use super::chain::ChainState;
 use super::event::AuditOrder;
@@ -278,6 +278,22 @@ pub fn ask_until(config: &RunConfig, chain: &ChainState, verdict: &Verdict) -> R
         Some(open) => Round(open.since.0.saturating_add(verification.verdict_rounds / 2)),
         None => asked_until(verification, verdict.slot.round),
     }
+}
+
+/// The record with which asking for accumulators ends: two more can have the verdict.
+pub fn open_until(config: &RunConfig, chain: &ChainState, order: &AuditOrder) -> Round {
+    let (round, member) = (order.work.round, order.contribution.member);
+    let about = |open: &&Accusation| order.draw > 0 && (open.round, open.member) == (round, member);
+    let from = chain
+        .agreed
+        .accusations
+        .iter()
+        .find(about)
+        .map_or(round, |open| open.since);
+    Round(
+        from.0
+            .saturating_add(config.verification.verdict_rounds.saturating_sub(2)),
+    )
 }
 
 /// The word of a voter that is only asked whether the member tells its steps, before it knows: that nothing is amiss.

@@ -29,6 +29,7 @@ use trainer::model::Model;
 
 use super::ledger::bare;
 use super::print_json;
+use crate::accumulators;
 use crate::cli::AuditArgs;
 use crate::device::{device, threads};
 use crate::failure::usage;
@@ -254,7 +255,7 @@ impl<'a> Held<'a> {
     fn opened(&self, kit: &Kit, found: &mut Found) -> Result<Opened> {
         let commit = found.order.contribution.commit.clone();
         let zero = kit.config.verification.accumulator_zero;
-        let file = |root: Hash| std::fs::read(self.dir.accumulators().join(root.to_string())).ok();
+        let file = |root: Hash| std::fs::read(accumulators::find(&self.dir.accumulators(), root)?).ok();
         let whole = |root: Hash| self.blob(root).or_else(|| file(root).map(Bytes::from));
         let roots = [commit.accumulator_before, commit.accumulator_after];
         let both = |one: &dyn Fn(Hash) -> Option<Bytes>| {

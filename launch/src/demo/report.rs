@@ -1,5 +1,6 @@
 //! The end of the demo: what the peers left behind, read again from their files and judged.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -45,7 +46,7 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     caught: Option<Vec<CaughtCheat>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    accused_honest: Option<Vec<PeerId>>,
+    accused_honest: Option<BTreeSet<PeerId>>,
     /// What is not as it should be, in words.
     pub faults: Vec<String>,
 }
@@ -117,17 +118,19 @@ pub fn report(args: &DemoArgs, stage: &Stage, progress: &Progress) -> Result<Rep
         caught: args
             .cheat
             .map(|cheat| proven.iter().map(|caught| told(caught, cheat.name())).collect()),
-        accused_honest: args.cheat.map(|_| {
-            figures
-                .accused
-                .iter()
-                .filter(|id| Some(**id) != cheater)
-                .copied()
-                .collect()
-        }),
+        accused_honest: args.cheat.map(|_| honest_accused(&figures, cheater)),
         peers: figures.peers,
         faults,
     })
+}
+
+/// The honest whom an honest auditor accused.
+fn honest_accused(figures: &Figures, cheater: Option<PeerId>) -> BTreeSet<PeerId> {
+    let honest = figures
+        .accused
+        .iter()
+        .filter(|(auditor, member)| ![Some(*auditor), Some(*member)].contains(&cheater));
+    honest.map(|(_, member)| *member).collect()
 }
 
 fn told(caught: &Caught, cheat: &'static str) -> CaughtCheat {
@@ -180,28 +183,31 @@ fn faults(
         must(figures.rejoined == figures.killed, "the killed peer did not come back");
     }
     must(figures.joined.len() == 1, "the newcomer was not counted");
+    must(verified.iter().all(|(_, one)| one.is_ok()), "a ledger does not verify");
+    // A barred peer stops before the end.
     let roots: Vec<Hash> = verified
         .iter()
-        .filter_map(|(_, verified)| verified.as_ref().ok().map(|v| v.record))
+        .filter(|(id, _)| proven.iter().all(|caught| caught.id != *id))
+        .filter_map(|(_, one)| one.as_ref().ok().map(|one| one.record))
         .collect();
-    must(roots.len() == verified.len(), "a ledger does not verify");
     must(
         roots.windows(2).all(|pair| pair[0] == pair[1]),
         "the ledgers end in different records",
     );
     if let Some(cheater) = cheater {
+        must(!proven.is_empty(), "the cheat was not caught");
         must(
-            proven.iter().any(|caught| caught.id == cheater),
-            "the cheat was not caught",
+            proven.iter().all(|caught| caught.id == cheater),
+            "an honest peer was barred",
         );
         must(
-            figures.accused.iter().all(|id| *id == cheater),
+            honest_accused(figures, Some(cheater)).is_empty(),
             "an honest peer was accused",
         );
         let points = verified
             .iter()
-            .find_map(|(_, verified)| verified.as_ref().ok())
-            .map(|v| v.points_of(&cheater));
+            .find_map(|(id, one)| one.as_ref().ok().filter(|_| *id != cheater))
+            .map(|ledger| ledger.points_of(&cheater));
         must(points == Some(0), "the cheat kept points");
     }
     for (id, verified) in verified {

@@ -1,8 +1,10 @@
 //! The play itself: start all, tell every round, kill one, bring it back, let a newcomer in, until the last round is everyone's.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use coordinatorless::types::PeerId;
 
 use super::prepare::Stage;
 use super::swarm::Peer;
@@ -57,6 +59,8 @@ struct Watch<'a> {
     killed: bool,
     back: bool,
     joined: bool,
+    /// Those whose process stops by itself, soon after.
+    barred: BTreeSet<PeerId>,
 }
 
 /// Plays until every peer that is meant to run has decided the last round.
@@ -87,6 +91,7 @@ pub fn run(args: &DemoArgs, stage: &mut Stage, progress: &Progress) -> Result<()
         killed: plot.kill.is_none(),
         back: plot.kill.is_none(),
         joined: false,
+        barred: BTreeSet::new(),
     };
     loop {
         watch.read_logs(stage);
@@ -171,6 +176,9 @@ impl Watch<'_> {
                     "differs" => self.progress.note(&format!(
                         "{auditor} replayed round {round} of {member} and got something else: distance {rel_l2:.3}, at most {bound} passes"
                     )),
+                    "unanswered" => self.progress.note(&format!(
+                        "{auditor} was opened no accumulators of round {round} by {member}"
+                    )),
                     "untold" => self.progress.note(&format!(
                         "{auditor} was told no steps of round {round} of {member}, or others than it took"
                     )),
@@ -182,11 +190,14 @@ impl Watch<'_> {
                 points,
                 evidence,
                 ..
-            } if self.speaks(i, stage) => {
-                self.progress.note(&format!(
-                    "caught: {}, {evidence}; its {points} points are gone",
-                    member.short()
-                ));
+            } => {
+                if self.speaks(i, stage) {
+                    self.progress.note(&format!(
+                        "caught: {}, {evidence}; its {points} points are gone",
+                        member.short()
+                    ));
+                }
+                self.barred.insert(member);
             }
             Event::Warning { text } => self.progress.note(&format!("{}: {text}", peer.id.short())),
             Event::Resynced {
@@ -269,8 +280,13 @@ impl Watch<'_> {
         let mut ended = None;
         for (peer, round) in stage.peers.iter_mut().zip(&self.rounds) {
             let Some(status) = peer.unexpected_end() else { continue };
-            // A peer that has the last round, and sees that the others have it too, is done.
-            if !(status.success() && *round >= self.args.rounds) {
+            // A peer that has the last round, and sees that the others have it too, is done; so is one that is barred.
+            if self.barred.contains(&peer.id) {
+                self.progress.note(&format!(
+                    "{} has stopped: nothing that a barred peer does counts",
+                    peer.id.short()
+                ));
+            } else if !(status.success() && *round >= self.args.rounds) {
                 self.progress.note(&format!(
                     "{} ended by itself ({status}); its last words:\n{}",
                     peer.id.short(),
