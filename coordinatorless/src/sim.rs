@@ -47,6 +47,8 @@ pub struct Report {
     pub slashed: std::collections::BTreeSet<usize>,
     /// And after which round.
     pub slashed_after: std::collections::BTreeMap<usize, u64>,
+    /// What each liar kept of the points that it claimed, as a share.
+    pub kept: std::collections::BTreeMap<usize, f64>,
     /// A third of the weight or more came to lie (honest peers that are away lose weight): from then on nothing was promised.
     pub beyond_model: bool,
     /// What was held to, how often, and how often it broke.
@@ -92,6 +94,7 @@ pub fn run(scenario: &Scenario) -> Report {
         noticed: std::mem::take(&mut world.noticed),
         slashed: world.slashed.keys().copied().collect(),
         slashed_after: world.slashed.iter().map(|(liar, round)| (*liar, round.0)).collect(),
+        kept: world.kept(),
         secs: began.elapsed().as_secs_f64(),
         virtual_secs: world.now() as f64 / 1e6,
         agree_secs_median: world.median_agreement() as f64 / 1e6,

@@ -544,6 +544,9 @@ pub enum BenchCommand {
     /// Messages, agreement and failure detection as peers grow more, in the simulator (two to three minutes).
     #[command(after_help = "Example:\n  murmur bench rounds --max-peers 128 --json")]
     Rounds(BenchRoundsArgs),
+    /// How soon cheats are barred, and what they keep, under the vesting that runs have by default, in the simulator.
+    #[command(after_help = "Example:\n  murmur bench audits --runs 200")]
+    Audits(BenchAuditsArgs),
     /// Every way of training together, on the same model and tokens: losses against bytes, as tables and plots.
     #[command(
         after_help = "Examples:\n  murmur bench algorithms --dir report\n  murmur bench algorithms --preset long --dir report --model demo --arms sparse --arms ddp"
@@ -800,6 +803,20 @@ pub struct BenchRoundsArgs {
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u16).range(4..=1000))]
     pub max_peers: u16,
     /// One JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `murmur bench audits`.
+#[derive(Debug, Args)]
+pub struct BenchAuditsArgs {
+    /// Runs of who is barred soonest; of who holds out longer, an eighth or a quarter of that.
+    #[arg(long, default_value_t = 400, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub runs: u64,
+    /// Auditors that a thousand contributions can expect, in place of the default's.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub audit_permille: Option<u32>,
+    /// One JSON array on stdout.
     #[arg(long)]
     pub json: bool,
 }

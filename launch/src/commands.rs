@@ -4,6 +4,7 @@ mod audit_file;
 mod audit_round;
 mod bench;
 mod bench_algorithms;
+mod bench_audits;
 mod bench_exchange;
 mod bench_flops;
 mod bench_proofs;

@@ -46,6 +46,10 @@ pub struct Scenario {
     pub membership: MembershipConfig,
     /// Audits.
     pub verification: VerificationConfig,
+    /// Rounds until points can no longer be taken.
+    pub vesting_rounds: u64,
+    /// End as soon as every liar is barred.
+    pub until_barred: bool,
 }
 
 /// A link's properties, the same for all.
@@ -126,11 +130,18 @@ impl Default for Scenario {
                 ..MembershipConfig::default()
             },
             verification: VerificationConfig::default(),
+            vesting_rounds: 16,
+            until_barred: false,
         }
     }
 }
 
 impl Scenario {
+    /// Everyone who lies.
+    pub fn liars(&self) -> impl Iterator<Item = usize> {
+        self.liars.iter().flat_map(|liars| liars.peers.iter().copied())
+    }
+
     /// Reads and checks a scenario.
     pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text)?;
@@ -280,7 +291,7 @@ impl Scenario {
             verification: self.verification.clone(),
             rewards: RewardConfig {
                 flops_per_token: 5_000_000,
-                vesting_rounds: 16,
+                vesting_rounds: self.vesting_rounds,
                 ..RewardConfig::default()
             },
             storage: StorageConfig::default(),

@@ -294,7 +294,8 @@ impl World {
             let peer = &self.peers[at];
             if let Some(state) = &peer.state {
                 let round = state.chain().agreed.round;
-                self.checker.arrived(at, round, self.scenario.rounds);
+                let goal = if self.all_barred() { 0 } else { self.scenario.rounds };
+                self.checker.arrived(at, round, goal);
                 if peer.disk.records.len() as u64 == round.0 {
                     self.checker.data(at, state.chain(), &peer.disk.records, batch);
                 }
@@ -306,7 +307,30 @@ impl World {
         )
     }
 
+    /// Whether that is what the run was to end with.
+    fn all_barred(&self) -> bool {
+        self.scenario.until_barred && self.slashed.len() == self.scenario.liars().count()
+    }
+
+    /// What each liar kept of the points that it claimed, as a share.
+    pub fn kept(&self) -> BTreeMap<usize, f64> {
+        let honest = (0..self.peers.len()).filter(|at| !self.is_faulty(*at));
+        let chains = honest.filter_map(|at| self.peers[at].state.as_ref()).map(State::chain);
+        // One may have decided what bars a liar, and another not yet.
+        let chain = chains.max_by_key(|chain| chain.agreed.round);
+        let of = |liar: usize| {
+            let account = chain?.ledger.get(&self.scenario.keys(liar).id())?;
+            let paid = (account.vested + account.provisional_points()) as f64;
+            let all = paid + (account.slashed + account.unpaid) as f64;
+            (all > 0.0).then_some((liar, paid / all))
+        };
+        self.scenario.liars().filter_map(of).collect()
+    }
+
     fn done(&self) -> bool {
+        if self.all_barred() {
+            return true;
+        }
         let there = |peer: &Peer| {
             peer.state
                 .as_ref()

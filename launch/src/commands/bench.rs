@@ -25,6 +25,7 @@ pub fn run(command: BenchCommand) -> Result<()> {
         BenchCommand::Trainer(args) => trainer(&args),
         BenchCommand::Codec(args) => codec(&args),
         BenchCommand::Rounds(args) => super::bench_rounds::run(&args),
+        BenchCommand::Audits(args) => super::bench_audits::run(&args),
         BenchCommand::Algorithms(args) => super::bench_algorithms::run(&args),
         BenchCommand::Exchange(args) => super::bench_exchange::run(&args),
         BenchCommand::Flops(args) => super::bench_flops::run(&args),

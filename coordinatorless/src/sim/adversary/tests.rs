@@ -196,23 +196,10 @@ fn audited(kind: LiarKind, liars: &[usize]) -> (usize, usize, f64, f64) {
         scenario.rounds = 60;
         scenario.limit_secs = 3600.0;
         scenario.verification.audit_permille = 200;
-        let mut world = World::new(&scenario);
-        world.run();
-        let (_, violations) = world.finish();
-        assert!(violations.is_empty(), "{}: {violations:#?}", scenario.name);
-        barred += world.slashed.len();
-        rounds += world.slashed.values().map(|round| round.0).sum::<u64>();
-        for liar in liars {
-            let account = world
-                .chain(0)
-                .unwrap()
-                .ledger
-                .get(&scenario.keys(*liar).id())
-                .unwrap()
-                .clone();
-            let paid = (account.vested + account.provisional_points()) as f64;
-            kept += paid / (paid + (account.slashed + account.unpaid) as f64);
-        }
+        let report = holds(&scenario);
+        barred += report.slashed.len();
+        rounds += report.slashed_after.values().sum::<u64>();
+        kept += report.kept.values().sum::<f64>();
     }
     let of = SEEDS as usize * liars.len();
     let mean = rounds as f64 / barred.max(1) as f64;

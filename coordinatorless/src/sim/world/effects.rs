@@ -136,6 +136,8 @@ impl World {
                     .update(&[&round.0.to_le_bytes()[..], &model_root.0].concat());
             }
             Notice::Slashed { member, round, .. } => match self.index.get(&member) {
+                // What a liar decided may be what it alone says.
+                Some(liar) if self.gang.has(*liar) && self.gang.has(at) => {}
                 Some(liar) if self.gang.has(*liar) => {
                     let at = self.peers[at].state.as_ref().map(|state| state.chain().agreed.round);
                     self.slashed.entry(*liar).or_insert(at.unwrap_or(round));
