@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Hash, MAX_STEPS, PeerId, RunId};
 
 /// The protocol version that this build speaks.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 /// The largest configuration accepted from a peer, in bytes.
 pub const MAX_CONFIG: usize = 256 << 10;
 
@@ -162,7 +162,8 @@ pub struct VerificationConfig {
     pub audit_permille: u32,
     /// Largest relative L2 distance between claim and replay that passes.
     pub bound: f64,
-    /// Largest relative difference of a step's gradient norm between the member's trace and its auditor's; of its loss, a hundredth of that.
+    /// Largest relative difference of a step's gradient norm between the member's trace and its auditor's; of its loss, a hundredth of that. A quarter
+    /// of the steps may be farther apart.
     pub trace_bound: f64,
     /// Rounds within which a verdict may enter a record, after the round audited or the accusation to be confirmed.
     pub verdict_rounds: u64,

@@ -573,12 +573,14 @@ fn a_replay_gives_the_trace_whose_root_the_trainer_signed() {
         assert_eq!(part.root().0, trainer::local::trace_root(leaves), "{steps} steps");
         assert_eq!(trace.parts(&part, 1e-3), Some(steps));
     }
+    // A quarter of the steps may stray, one more may not.
+    let quarter = round.numbers.len() / 4;
     let mut bent = round.numbers.clone();
-    bent[6].1 *= 1.002;
-    assert_eq!(trace.parts(&Trace::of(bent.clone()), 1e-3), Some(6));
-    assert_eq!(trace.parts(&Trace::of(bent.clone()), 1e-2), None);
+    bent[6..].iter_mut().take(quarter).for_each(|step| step.1 *= 1.002);
+    assert_eq!(trace.parts(&Trace::of(bent.clone()), 1e-3), None);
     bent[5].0 = f32::NAN;
-    assert_eq!(trace.parts(&Trace::of(bent), 1e-2), Some(5));
+    assert_eq!(trace.parts(&Trace::of(bent.clone()), 1e-3), Some(5));
+    assert_eq!(trace.parts(&Trace::of(bent), 1e-2), None);
 }
 
 #[test]

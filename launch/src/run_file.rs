@@ -575,15 +575,15 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     rewards
         .entry("nominal_round_secs")
         .or_insert(Value::Integer(collect_secs.clamp(1.0, 1e6).ceil() as i64));
-    // As far as honest rounds in bf16 are apart on unlike devices (0.03), and some.
+    // Honest rounds in bf16 were up to 0.062 apart (`gradient-verify/calibration`), by a distribution that leaves five in ten million beyond this.
     if training.precision == Precision::Bf16 {
-        verification.entry("bound").or_insert(Value::Float(0.08));
+        verification.entry("bound").or_insert(Value::Float(0.12));
     }
-    // Three times what `murmur audit calibrate` measured between ways of a CPU in bf16 (norms 0.031, losses 2.1e-4); TF32 keeps eight times finer
-    // numbers, and was not measured. In fp32 (norms 1.1e-6) the default leaves room for other devices.
+    // Of traces in bf16 too, up to 0.075 (other data: 2.6 at least). TF32 keeps eight times finer numbers, and was not measured. In fp32 the default
+    // leaves room for other devices.
     let steps = match training.precision {
-        Precision::Bf16 => Some(0.1),
-        Precision::Tf32 => Some(0.02),
+        Precision::Bf16 => Some(0.3),
+        Precision::Tf32 => Some(0.04),
         Precision::Fp32 => None,
     };
     if let Some(steps) = steps {

@@ -342,7 +342,7 @@ impl Traced {
     fn words(&self) -> Option<String> {
         match self {
             Self::Unknown => None,
-            Self::Agree => Some("all agree".to_owned()),
+            Self::Agree => Some("agree".to_owned()),
             Self::Parts(step) => Some(replayed::parted(*step)),
         }
     }

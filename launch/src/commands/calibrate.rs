@@ -86,8 +86,8 @@ struct Found {
     honest: Vec<f64>,
 }
 
-/// What was found of traces, which show that an auditor replayed ([`coordinatorless::protocol::replayed`]): in each round the step that is farthest
-/// apart.
+/// What was found of traces, which show that an auditor replayed ([`coordinatorless::protocol::replayed`]): in each round the distance that a quarter
+/// of the steps go beyond.
 #[derive(Serialize)]
 struct Traces {
     /// Of honest replays.
@@ -222,7 +222,7 @@ impl Trial<'_> {
         }
         honest.sort_by(f64::total_cmp);
         traces.sort_by(f64::total_cmp);
-        // Of each round the farthest step: too few extremes to know their distribution by.
+        // Heavy tails: too few extremes to know their distribution by.
         let bound_of_traces = MARGIN * percentile(&traces, 1.0);
         let bound = bound(&honest);
         let mut departures = Vec::new();
@@ -296,12 +296,12 @@ impl Trial<'_> {
         each.collect()
     }
 
-    /// From the reference's trace, by round: that of the step farthest apart.
+    /// From the reference's trace, by round.
     fn trace_distances(&self, name: &str, precision: &str) -> Result<Vec<f64>> {
         let each = (0..self.args.rounds).map(|round| {
             let replay = read_trace(&trace_file(self.folder, "reference", precision, round))?;
             let claimed = read_trace(&trace_file(self.folder, name, precision, round))?;
-            Ok(replay.distances(&claimed).fold(0.0, f64::max))
+            Ok(replay.distance(&claimed))
         });
         each.collect()
     }
