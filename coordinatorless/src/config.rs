@@ -175,7 +175,7 @@ impl Default for VerificationConfig {
     fn default() -> Self {
         Self {
             audit_permille: 100,
-            bound: 0.02,
+            bound: 0.01,
             trace_bound: 1e-3,
             verdict_rounds: 8,
             accumulator_zero: Hash::default(),

@@ -2,11 +2,12 @@
 //!
 //! **Distance.** Relative L2, `||claim - replay|| / ||replay||`. Never the cosine: it passes a tenth of the work skipped, and any scaling.
 //! Measured on a toy network, in fp32: honest replays in any order or batch split differ by 2e-7 to 1e-6; one of 256 samples swapped by
-//! 8.5e-2; one step of 30 left out by 2.2e-2; 10% of the samples skipped by 0.33; wrong data by 1.4. A bound of 0.02 lies between.
+//! 8.5e-2; one step of 30 left out by 2.2e-2; 10% of the samples skipped by 0.33; wrong data by 1.4. A bound of 0.01 lies between: below what is
+//! computed in bf16 (1.6e-2 and more), and more than twice what rounding can do at the floor below.
 //!
-//! With `murmur audit calibrate` on the demo's model (rounds of 10 steps, 24 honest replays in eight ways on an AMD EPYC with AVX-512): honest fp32
-//! up to 7.1e-6 and bf16 up to 4.9e-2, half of them the same to the bit; one sequence of 80 swapped from 5.4e-2 on; one step of 10 left out 0.11;
-//! half of them 0.58; bf16 in place of fp32 3.4e-2. In bf16 honest rounds reach nearly as far as a single swapped sequence.
+//! With `murmur audit calibrate` on the demo's model (rounds of 15 steps, 64 honest replays in eight ways on an AMD EPYC with AVX-512; the report is in
+//! `gradient-verify/calibration`): honest fp32 up to 1.1e-5 and bf16 up to 6.7e-2, half of them the same to the bit; one sequence of 120 swapped
+//! from 3.8e-2 on; one step of 15 left out from 7.3e-2; half of them 0.52; bf16 in place of fp32 from 2.7e-2.
 //!
 //! **Floor.** Parameters are `f32`, so differences of them carry the rounding of the parameters themselves. A pseudo-gradient that
 //! is shorter than [`NOISE_FLOOR`] times the model is of the size of that rounding and no evidence (a schedule that ends at a rate of zero

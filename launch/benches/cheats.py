@@ -115,10 +115,10 @@ def main():
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--text", help="in place of the plays")
     parser.add_argument("--keep", metavar="DIR")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     honest = [demo(args, seed, None)["val_loss"] for seed in range(1, args.runs + 1)]
     print(f"loss of {args.peers - 1} peers without a cheat: {', '.join(f'{loss:.4f}' for loss in honest)}\n")
-    print("| cheat, in every round | distance (0.02 passes) | barred | round | points kept | loss, mean | honest accused | faults |")
+    print("| cheat, in every round | distance (0.01 passes) | barred | round | points kept | loss, mean | honest accused | faults |")
     print("|---|---|---|---|---|---|---|---|")
     for cheat in args.cheats or CHEATS:
         row(args, cheat, statistics.mean(honest))
