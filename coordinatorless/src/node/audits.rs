@@ -1,7 +1,8 @@
 //! What an auditor asks of a member: its accumulators before the replay, its trace after it.
 //!
 //! Whoever gives no answer is asked again, soon at first, later once a second. It has refused if that happened [`REFUSALS`] times in a row while it
-//! was heard and had the audited record in its chain: who is gone, has just come back, or is behind has not.
+//! was heard and had the audited record in its chain: who is gone, has just come back, or is behind has not. Who begins to open and does not end
+//! has refused after [`OPENING`]; where a round's verdicts are over sooner, nobody says so in time.
 
 use std::time::{Duration, Instant};
 
@@ -176,7 +177,9 @@ impl Driver {
                 });
                 return Ok(());
             }
-            if !ready.tries.has_refused() {
+            // Who lets a whole patience pass has refused, too.
+            let stalled = able && ready.tries.began.elapsed() >= OPENING;
+            if !(ready.tries.has_refused() || stalled) {
                 return Ok(());
             }
         }
