@@ -5,7 +5,7 @@
 //! it gets [`Work`] and gives [`Done`]; models and contributions pass through here as bytes.
 //!
 //! - `driver`: the loop. `effects`: what it does for each effect. `serve`: what others may ask, and what is kept for them.
-//!   `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
+//!   `audits`: what an auditor asks of a member. `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
 //! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
 
 mod audits;
@@ -261,6 +261,9 @@ pub struct NodeStatus {
     /// Bytes of blobs on disk.
     pub disk: u64,
 }
+
+/// Branches whose accumulators are kept for auditors: the one that the peer is on, and the one that it came from or may go back to.
+pub const ACCUMULATOR_BRANCHES: usize = 2;
 
 /// Why a node stopped.
 #[derive(Debug, thiserror::Error)]

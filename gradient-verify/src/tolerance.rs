@@ -5,8 +5,8 @@
 //! 8.5e-2; one step of 30 left out by 2.2e-2; 10% of the samples skipped by 0.33; wrong data by 1.4. A bound of 0.01 lies between: below what is
 //! computed in bf16 (1.6e-2 and more), and more than twice what rounding can do at the floor below.
 //!
-//! With `murmur audit calibrate` on the demo's model (rounds of 15 steps, 64 honest replays in eight ways on an AMD EPYC with AVX-512; the report is in
-//! `gradient-verify/calibration`): honest fp32 up to 1.1e-5 and bf16 up to 6.7e-2, half of them the same to the bit; one sequence of 120 swapped
+//! With `murmur audit calibrate` on the demo's model (rounds of 15 steps, twice 64 honest replays in eight ways on an AMD EPYC with AVX-512; the report
+//! of the second is in `gradient-verify/calibration`): honest fp32 up to 1.1e-5 and bf16 up to 6.7e-2, half of them the same to the bit; one sequence of 120 swapped
 //! from 3.8e-2 on; one step of 15 left out from 7.3e-2; half of them 0.52; bf16 in place of fp32 from 2.7e-2.
 //!
 //! **Floor.** Parameters are `f32`, so differences of them carry the rounding of the parameters themselves. A pseudo-gradient that

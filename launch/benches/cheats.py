@@ -73,7 +73,6 @@ def demo(args, seed, cheat):
         show = [args.murmur, "ledger", "show", "--json", "--dir", folder / "peer-1"]
         ledger = json.loads(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
     report["points"] = {one["id"]: one["provisional"] + one["vested"] for one in ledger["members"]}
-    report["audits"] = {one["id"]: one["audits"] for one in ledger["members"]}
     if args.keep:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report))
@@ -93,7 +92,6 @@ def row(args, cheat, honest):
     loss = statistics.mean(report["val_loss"] for report in runs) / honest - 1
     caught = [report["caught"][0] for report in runs if report["caught"]]
     share = statistics.mean(kept(report, report["peers"][args.peers - 1]["id"]) for report in runs)
-    # What a run of these rounds holds against the honest: both stay empty.
     wronged = sum(len(report["accused_honest"]) for report in runs)
     when = f"{statistics.mean(one['round'] for one in caught):.1f}" if caught else ""
     far = [one["rel_l2"] for one in caught if one["bound"] > 0 and one["rel_l2"] < 1e9]

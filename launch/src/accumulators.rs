@@ -10,13 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
+use coordinatorless::node::ACCUMULATOR_BRANCHES;
 use coordinatorless::types::{Branch, Hash};
 use trainer::compress::{accumulator_root, accumulator_zero_root};
 
 use crate::peer_dir::write_whole;
-
-/// Branches of which accumulators are kept: the one that the peer is on, and the one that it came from or may go back to.
-pub const BRANCHES: usize = 2;
 
 /// A peer's accumulators, the last few of them of each branch.
 pub struct Accumulators {
@@ -84,7 +82,7 @@ impl Accumulators {
         for path in oldest(branch, newest, self.keep) {
             let _ = fs::remove_file(path);
         }
-        for path in oldest(&self.folder, branch, BRANCHES) {
+        for path in oldest(&self.folder, branch, ACCUMULATOR_BRANCHES) {
             let _ = fs::remove_dir_all(path);
         }
     }
@@ -152,6 +150,6 @@ mod tests {
         let third = save(9, 20.0);
         assert_eq!(kept(&[back, third]), [true, true]);
         assert_eq!(kept(&own), [false; 5], "of the two branches written last");
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), BRANCHES);
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), ACCUMULATOR_BRANCHES);
     }
 }

@@ -575,25 +575,17 @@ fn shared(model: &ModelConfig, training: &TrainingConfig, tables: [Table; 5]) ->
     rewards
         .entry("nominal_round_secs")
         .or_insert(Value::Integer(collect_secs.clamp(1.0, 1e6).ceil() as i64));
-    // Honest rounds in bf16 were up to 0.067 apart (`gradient-verify/calibration`), by a distribution that leaves five in ten million beyond this.
-    // Those in TF32 7.4e-3, a GPU against a CPU.
-    let bound = match training.precision {
-        Precision::Bf16 => Some(0.12),
-        Precision::Tf32 => Some(0.02),
+    // Measured (`gradient-verify/calibration`): honest rounds in bf16 up to 0.067 apart, by a distribution that leaves five in ten million beyond the
+    // bound, their traces up to 0.094 (other data: 2.2 at least). Rounds in TF32 on a GPU and a CPU 7.4e-3; its traces, with numbers eight times
+    // finer than bf16's, were not. In fp32 the defaults leave room for other devices.
+    let bounds = match training.precision {
+        Precision::Bf16 => Some((0.12, 0.3)),
+        Precision::Tf32 => Some((0.02, 0.04)),
         Precision::Fp32 => None,
     };
-    if let Some(bound) = bound {
+    if let Some((bound, trace_bound)) = bounds {
         verification.entry("bound").or_insert(Value::Float(bound));
-    }
-    // Of traces in bf16 too, up to 0.094 (other data: 2.2 at least). TF32 keeps eight times finer numbers, and was not measured. In fp32 the default
-    // leaves room for other devices.
-    let steps = match training.precision {
-        Precision::Bf16 => Some(0.3),
-        Precision::Tf32 => Some(0.04),
-        Precision::Fp32 => None,
-    };
-    if let Some(steps) = steps {
-        verification.entry("trace_bound").or_insert(Value::Float(steps));
+        verification.entry("trace_bound").or_insert(Value::Float(trace_bound));
     }
     let kept = model.param_count() + training.carried(model);
     verification.insert(

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::driver::{Driver, Job};
 use super::effects::AGAIN;
 use super::{ModelSource, NodeError, Opened, Work, leaf_count, transfer};
-use crate::net::{Request, Response};
+use crate::net::{Net, Request, Response};
 use crate::protocol::event::{AuditOrder, Event, Notice};
 use crate::protocol::replayed::{self, Answer, Heard, PATIENCE, Question, REFUSALS};
 use crate::types::*;
@@ -102,7 +102,7 @@ impl Driver {
     }
 
     /// Asks once more, after a while.
-    pub(super) fn ask(&mut self, asking: Asking, after: Duration) {
+    fn ask(&mut self, asking: Asking, after: Duration) {
         let ask = asking.question.ask(asking.verdict.lot.clone());
         let (net, member) = (self.node.net.clone(), asking.verdict.member);
         self.jobs.spawn(async move {
@@ -115,6 +115,7 @@ impl Driver {
         });
     }
 
+    /// Gathers what a replay takes, and asks the member for what it is to open; of who is only said to have told nothing, for its trace.
     pub(super) fn prepare_audit(&mut self, order: AuditOrder) {
         if order.accusation.is_some_and(|accused| !accused.replay) {
             let bound = self.node.config.run.verification.bound;
@@ -289,11 +290,12 @@ impl Driver {
 
 /// What it takes to ask for accumulators.
 struct Opening {
-    net: crate::net::Net,
+    net: Net,
     /// The root of an empty one.
     zero: Hash,
     /// Bytes of one, or at most.
     limit: u64,
+    /// Whether some leaves are enough.
     by_leaf: bool,
 }
 

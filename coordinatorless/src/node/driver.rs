@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::audits::{Asking, AuditReady};
 use super::restore::read_chain;
 use super::transfer::Wanted;
-use super::{Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
+use super::{ACCUMULATOR_BRANCHES, Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
 use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
@@ -32,8 +32,6 @@ const LINGER: Duration = Duration::from_secs(20);
 const APPEAL: Duration = Duration::from_secs(30);
 /// Own accumulators kept for auditors, beyond the rounds in which a verdict may come.
 const SPARE_ACCUMULATORS: u64 = 4;
-/// Branches whose worth of accumulators is kept: the one that the peer is on, and the one that it left.
-const BRANCHES: u64 = 2;
 
 /// Where the store has the first number of the last start's `Have` messages.
 const SEQUENCE: &str = "sequence";
@@ -343,7 +341,7 @@ impl Driver {
                 self.accumulators
                     .retain(|(branch, round, _)| *branch != trained.branch || *round >= oldest);
                 self.accumulators.push_back((trained.branch, trained.round, root));
-                let most = usize::try_from(keep.saturating_mul(BRANCHES)).unwrap_or(usize::MAX);
+                let most = usize::try_from(keep.saturating_mul(ACCUMULATOR_BRANCHES as u64)).unwrap_or(usize::MAX);
                 let over = self.accumulators.len().saturating_sub(most);
                 self.accumulators.drain(..over);
                 self.handle(Event::Trained(trained))

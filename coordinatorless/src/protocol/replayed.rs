@@ -130,9 +130,9 @@ impl Trace {
 
     /// The first step, from 0, in which the two are farther apart than the bound, if more than a quarter of the steps are, or that one of them lacks.
     pub fn parts(&self, other: &Self, bound: f64) -> Option<usize> {
-        let (longer, short) = (self.0.len() != other.0.len(), self.0.len().min(other.0.len()));
+        let uneven = self.0.len() != other.0.len();
         let first = || self.distances(other).position(|distance| distance > bound);
-        (longer || self.distance(other) > bound).then(|| first().unwrap_or(short))
+        (uneven || self.distance(other) > bound).then(|| first().unwrap_or(self.0.len().min(other.0.len())))
     }
 }
 

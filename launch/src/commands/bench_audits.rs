@@ -16,7 +16,7 @@ use crate::cli::BenchAuditsArgs;
 const PEERS: usize = 7;
 const LIARS: [usize; 2] = [5, 6];
 
-/// Who is tried, in words, and for every how many runs of one that cheats in each round.
+/// Who is tried, in words, and the share of the runs asked for that it gets, as a divisor: who holds out longer takes longer.
 const KINDS: [(LiarKind, &str, u64); 7] = [
     (LiarKind::FalseWork, "work not done, in every round", 1),
     (LiarKind::FalseWorkNowAndThen, "work not done, in one round of ten", 8),
@@ -62,8 +62,8 @@ pub fn run(args: &BenchAuditsArgs) -> Result<()> {
         println!("|---|---|---|---|---|---|");
     }
     let mut rows = Vec::new();
-    for (kind, what, rarer) in KINDS {
-        let runs = (args.runs / rarer).max(1);
+    for (kind, what, divisor) in KINDS {
+        let runs = (args.runs / divisor).max(1);
         let row = Row::of(kind, what, &reports(kind, runs, &verification, rewards.vesting_rounds));
         if !args.json {
             println!(
