@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Hash, MAX_STEPS, PeerId, RunId};
 
 /// The protocol version that this build speaks.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 /// The largest configuration accepted from a peer, in bytes.
 pub const MAX_CONFIG: usize = 256 << 10;
 
@@ -169,6 +169,10 @@ pub struct VerificationConfig {
     pub verdict_rounds: u64,
     /// The accumulator root of a newcomer: that of zeros for this model (R19).
     pub accumulator_zero: Hash,
+    /// Seconds from a record to the claim of whoever it asks for a proof of speed; 0: nobody is asked. At most `timing.train_secs`.
+    pub speed_secs: f64,
+    /// Rounds, on average, from one to the next in which members are asked.
+    pub speed_every: u64,
 }
 
 impl Default for VerificationConfig {
@@ -179,6 +183,8 @@ impl Default for VerificationConfig {
             trace_bound: 1e-3,
             verdict_rounds: 8,
             accumulator_zero: Hash::default(),
+            speed_secs: 0.0,
+            speed_every: 64,
         }
     }
 }
@@ -331,7 +337,7 @@ impl RunConfig {
             self.protocol == PROTOCOL,
             "protocol",
             self.protocol.to_string(),
-            "this build speaks protocol 3",
+            "this build speaks protocol 6",
             "use the build of Murmur that this run was made with",
         )?;
         let length = self.name.chars().count();
@@ -372,12 +378,13 @@ impl RunConfig {
             ),
             ("verification.bound", verify.bound, 1e-9, 10.0),
             ("verification.trace_bound", verify.trace_bound, 1e-9, 1.0),
+            ("verification.speed_secs", verify.speed_secs, 0.0, time.train_secs),
         ] {
             check(
                 value.is_finite() && value >= low && value <= high,
                 field,
                 value.to_string(),
-                "out of bounds (collect_secs is at least train_secs; all are positive)",
+                "out of bounds (collect_secs is at least train_secs, speed_secs at most; all but speed_secs are positive)",
                 "see `murmur new --help`",
             )?;
         }
@@ -390,6 +397,7 @@ impl RunConfig {
             ("membership.finality_rounds", member.finality_rounds, 1, 1 << 32),
             ("verification.audit_permille", u64::from(verify.audit_permille), 0, 1000),
             ("verification.verdict_rounds", verify.verdict_rounds, 2, 1 << 16),
+            ("verification.speed_every", verify.speed_every, 1, 1 << 20),
             (
                 "rewards.vesting_rounds",
                 self.rewards.vesting_rounds,

@@ -34,6 +34,8 @@ pub struct Account {
     pub tokens: u64,
     /// Rounds counted so far.
     pub rounds: u64,
+    /// Of these, rounds in which it owed no proof of speed: those that the liveness multiplier grows with.
+    pub lived: u64,
     /// Proven audits so far.
     pub audits: u64,
     /// Grants that have not vested, oldest first.
@@ -56,7 +58,7 @@ pub struct Account {
 impl Account {
     /// What training on so many tokens is worth to this account now.
     fn worth(&self, rewards: &RewardConfig, tokens: u64) -> u128 {
-        let seconds = self.rounds.saturating_mul(rewards.nominal_round_secs);
+        let seconds = self.lived.saturating_mul(rewards.nominal_round_secs);
         let flops = u128::from(tokens).saturating_mul(u128::from(rewards.flops_per_token));
         (flops / 1_000_000_000).saturating_mul(u128::from(liveness_millionths(seconds))) / 1_000_000
     }
@@ -111,6 +113,7 @@ impl Ledger {
                     address: String::new(),
                     tokens: 0,
                     rounds: 0,
+                    lived: 0,
                     audits: 0,
                     provisional: Vec::new(),
                     vested: 0,
@@ -127,12 +130,13 @@ impl Ledger {
         &mut self.accounts[at]
     }
 
-    /// Grants points for a counted round (R29).
-    pub fn grant(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64) {
+    /// Grants points for a counted round (R29); the liveness multiplier grows by it if the member `lives`, that is, owes no proof of its speed.
+    pub fn grant(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64, lives: bool) {
         let account = self.open(id);
         let points = account.worth(rewards, tokens);
         account.tokens = account.tokens.saturating_add(tokens);
         account.rounds = account.rounds.saturating_add(1);
+        account.lived = account.lived.saturating_add(u64::from(lives));
         account.receive(round, points);
         self.issued = self.issued.saturating_add(points);
     }
@@ -263,7 +267,7 @@ mod tests {
         let (id, mut ledger) = (PeerId([1; 32]), Ledger::default());
         let minority = Some(Round(4050));
         for now in (1..=5000).map(Round) {
-            ledger.grant(&rewards, id, now, 1_000_000_000);
+            ledger.grant(&rewards, id, now, 1_000_000_000, true);
             ledger.add_up(&rewards, Round(now.0.saturating_sub(16)), minority);
             ledger.vest(&rewards, now, minority);
             let account = ledger.get(&id).unwrap();
@@ -294,7 +298,7 @@ mod tests {
         };
         let (id, mut ledger) = (PeerId([1; 32]), Ledger::default());
         for round in (1..=16).map(Round) {
-            ledger.grant(&rewards, id, round, 1_000_000_000);
+            ledger.grant(&rewards, id, round, 1_000_000_000, true);
         }
         let before = ledger.clone();
         ledger.add_up(&rewards, Round(100), None);

@@ -5,7 +5,7 @@
 //! it gets [`Work`] and gives [`Done`]; models and contributions pass through here as bytes.
 //!
 //! - `driver`: the loop. `effects`: what it does for each effect. `serve`: what others may ask, and what is kept for them.
-//!   `audits`: what an auditor asks of a member. `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
+//!   `audits`: what an auditor asks of a member. `speeds`: openings of proofs of speed. `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
 //! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
 
 mod audits;
@@ -14,6 +14,7 @@ mod effects;
 pub mod join;
 mod restore;
 mod serve;
+mod speeds;
 mod transfer;
 
 use std::path::PathBuf;
@@ -29,7 +30,8 @@ pub use driver::run;
 use crate::config::RunConfig;
 use crate::net::{Net, NetError, NetEvent};
 use crate::protocol::chain::ChainState;
-use crate::protocol::event::{AuditOrder, Encode, Notice, TrainOrder, Trained};
+use crate::protocol::event::{AuditOrder, Encode, Notice, SpeedAnswer, SpeedOrder, TrainOrder, Trained};
+use crate::protocol::speed::SpeedTest;
 use crate::store::{Store, StoreError};
 use crate::types::*;
 
@@ -117,6 +119,15 @@ pub enum Work {
         /// The member's accumulators, as it opened them; `None` if it did not.
         accumulators: Option<Opened>,
     },
+    /// Compute for a proof of speed, between two steps if training is going on.
+    Speed {
+        /// What.
+        order: SpeedOrder,
+        /// When the claim has to be with the others.
+        deadline: Instant,
+    },
+    /// Open what was drawn of this peer's own claim.
+    OpenSpeed(Box<SpeedTest>),
 }
 
 /// What an audited member opened of its accumulators before and after the round. Those of zeros are empty: nobody sends them.
@@ -203,6 +214,15 @@ pub enum Done {
         /// The replay's own trace, where there was a replay.
         trace: Option<Trace>,
     },
+    /// What was computed for a proof of speed.
+    SpeedAnswered(SpeedAnswer),
+    /// What was drawn of it.
+    SpeedOpened {
+        /// The record that asked.
+        asked: Round,
+        /// The opening.
+        opening: Bytes,
+    },
 }
 
 /// Tells training to stop: pieces up to this number are no longer wanted.
@@ -223,6 +243,9 @@ impl Stop {
 /// Decodes a contribution strictly; called off the main task.
 pub type Check = Arc<dyn Fn(&Commit, &[Bytes]) -> Result<(), String> + Send + Sync>;
 
+/// Looks at the opening of a proof of speed; called off the main task.
+pub type CheckSpeed = Arc<dyn Fn(&SpeedTest, &[u8]) -> Result<(), String> + Send + Sync>;
+
 /// The driver's ends of the channels to the host.
 pub struct Host {
     /// Work, in order. Training goes on beside it and is interrupted by `stop`; everything else is short.
@@ -233,6 +256,8 @@ pub struct Host {
     pub stop: Stop,
     /// The strict decoder.
     pub check: Check,
+    /// Whether proofs of speed hold.
+    pub check_speed: CheckSpeed,
 }
 
 /// From the outside.

@@ -29,6 +29,7 @@
 //! | R22 | two votes in one slot bar their voter; evidence counts within one branch | [`chain`], `evidence` |
 //! | R23 | the seed is a chain of VRF outputs | [`beacon`] |
 //! | R24, R25, R27 | private draw of auditors, verdicts, accusations before all voters | [`audit`], [`beacon`] |
+//! | | proof of speed: asked for, claimed in time, opened, agreed | [`speed`] |
 //! | R25 | who says that work agrees shows that it replayed it, and is paid | [`replayed`] |
 //! | R28 | cheating does not pay, or the run isn't created | [`crate::economics`] |
 //! | R29 | points | [`crate::ledger`] |
@@ -71,6 +72,7 @@ mod regroup;
 pub mod replayed;
 pub mod roster;
 mod round;
+pub mod speed;
 pub mod sync;
 mod training;
 
@@ -176,6 +178,8 @@ pub struct State {
     /// Whom this peer's lots drew it to audit, by branch and round: nobody else can know.
     lots: BTreeMap<(Branch, Round), Vec<(PeerId, Lot)>>,
     regroup: regroup::RegroupState,
+    /// Proofs of speed, as this peer has seen them.
+    speeds: speed::SpeedState,
     sync: sync::SyncState,
     out: Vec<Effect>,
 }
@@ -240,6 +244,7 @@ impl State {
             auditing: BTreeSet::new(),
             lots: BTreeMap::new(),
             regroup: regroup::RegroupState::default(),
+            speeds: speed::SpeedState::default(),
             sync: sync::SyncState::default(),
             out: Vec::new(),
             chain: share(chain),
@@ -301,6 +306,8 @@ impl State {
             } => self.applied(now, branch, round, model_root),
             Event::Resynced { round, model_root } => self.applied(now, self.chain.agreed.branch, round, model_root),
             Event::Audited(verdict) => self.audited(verdict),
+            Event::SpeedAnswered(answer) => self.speed_answered(now, answer),
+            Event::SpeedChecked { member, asked, outcome } => self.speed_checked(now, member, asked, outcome),
             Event::Records { from, records } => self.records(now, from, records),
             Event::Leave => self.leave(),
         }
@@ -365,6 +372,7 @@ impl State {
             + self.sealed.len()
             + self.evidence.len()
             + self.regroup.load()
+            + self.speeds.load()
     }
 
     fn height(&self) -> (Branch, Round) {
@@ -427,6 +435,7 @@ impl State {
             Body::Join(_) | Body::Leave(_) => self.request(from, message.clone()),
             Body::Verdict(_) => self.verdict(message.clone()),
             Body::Evidence(_) => self.evidence(message.clone()),
+            Body::Speed(_) => self.speed_claim(now, message.clone()),
             Body::Regroup(_) => self.regroup_statement(now, message.clone()),
         }
     }
@@ -459,6 +468,7 @@ impl State {
         self.try_propose(now);
         self.repeat_proof();
         self.repeat_evidence();
+        self.repeat_speeds();
         self.maybe_regroup(now);
     }
 

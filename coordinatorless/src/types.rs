@@ -324,6 +324,46 @@ pub struct SignedVerdict {
     pub signature: Signature,
 }
 
+/// Products of matrices of one size, each made from the last, in a proof of speed.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SpeedChain {
+    /// Rows and columns.
+    pub side: u32,
+    /// How many products; a multiple of `depth`.
+    pub products: u32,
+    /// From one commitment to the next.
+    pub depth: u32,
+}
+
+/// What a member computed when it was asked for its speed (`protocol::speed`).
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SpeedClaim {
+    /// Run, branch and the round after the record that asked; view 0.
+    pub slot: Slot,
+    /// What was computed.
+    pub chains: Vec<SpeedChain>,
+    /// Merkle root over the results.
+    pub root: Hash,
+}
+
+/// A step of a proof of speed, as a record has it.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SpeedStep {
+    /// This member's claim came in time, signed by it.
+    Claimed(PeerId, SpeedClaim, Signature),
+    /// What was drawn of this member's claim was opened, and holds.
+    Proven(PeerId),
+}
+
+impl SpeedStep {
+    /// Whose proof it is of.
+    pub fn member(&self) -> PeerId {
+        match self {
+            Self::Claimed(member, ..) | Self::Proven(member) => *member,
+        }
+    }
+}
+
 /// The next link of the run's randomness: a VRF of the original proposer over the last seed (R23).
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Beacon {
@@ -365,6 +405,8 @@ pub struct Record {
     pub verdicts: Vec<SignedVerdict>,
     /// Proofs that a voter said two things in one slot, at most 8, sorted by culprit (R22).
     pub evidence: Vec<Evidence>,
+    /// Steps of proofs of speed, at most 16, sorted by member.
+    pub speeds: Vec<SpeedStep>,
     /// The next link of the randomness.
     pub beacon: Beacon,
     /// In the first record of a branch: what was half agreed at the fork, and is counted here.
@@ -460,6 +502,9 @@ pub struct Have {
     pub alive: Bits,
     /// Members heard from within the last three rounds, likewise.
     pub heard: Bits,
+    /// Of the proofs of speed that are open, in their order: those whose claim came in time here, and from bit 16 on, those whose opening was
+    /// found to hold.
+    pub speeds: u32,
 }
 
 /// A set of members: bit `i` stands for the `i`-th active member, sorted by id, after the record before the message's round. So

@@ -15,7 +15,7 @@ use rkyv::{Archive, Deserialize, Serialize, rancor, util::AlignedVec};
 use crate::types::*;
 
 /// The wire's version; another one is refused.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Bytes before the payload.
 pub const HEADER: usize = 2 + 1 + 32 + 64;
 /// The largest payload of a message that carries a record.
@@ -148,6 +148,8 @@ pub enum Body {
     Regroup(Regroup),
     /// A voter said two things in one slot.
     Evidence(Evidence),
+    /// What was computed for a proof of speed.
+    Speed(SpeedClaim),
 }
 
 /// How far before the end of a payload its run stands: `rkyv` writes what a message holds by value last.
@@ -204,6 +206,7 @@ kinds! {
     7 Verdict "verdict" MAX_SMALL, run_of!(Verdict);
     8 Regroup "regroup" MAX_SMALL, run_of!(Regroup);
     9 Evidence "evidence" MAX_SMALL, None;
+    10 Speed "speed" MAX_SMALL, run_of!(SpeedClaim);
 }
 
 impl Body {
@@ -219,6 +222,7 @@ impl Body {
             Self::Verdict(body) => body.slot,
             Self::Regroup(body) => body.slot,
             Self::Evidence(body) => body.first.0.slot,
+            Self::Speed(body) => body.slot,
         }
     }
 }

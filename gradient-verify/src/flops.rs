@@ -22,7 +22,8 @@
 //! What it does not show: that the products were done by the usual number of operations (fast multiplication would count as speed, as it is), that memory or network
 //! keep up, and that the precision's own units did it: an fp32 product of such numbers can be put together from two exact bf16 ones.
 
-use coordinatorless::types::{Hash, PeerId};
+use coordinatorless::protocol::speed::SpeedTest;
+use coordinatorless::types::{Hash, PeerId, SpeedChain};
 use trainer::config::Precision;
 
 use crate::tree;
@@ -33,13 +34,15 @@ mod verifier;
 mod work;
 
 pub use opening::OpeningError;
-pub use prover::{Answer, AnswerError, answer};
+pub use prover::{Answer, AnswerError, Start, answer, answer_while};
 pub use verifier::{FlopsError, verify};
 
 /// Rows that share a leaf of the commitment.
 pub const ROWS: usize = 4;
 /// Samples that are usual: a tenth of the work not done is missed once in 800 times.
 pub const SAMPLES: usize = 64;
+/// Samples that the members of a run look at: a tenth not done is missed once in 29 times, a fifth once in 1,200.
+pub const RUN_SAMPLES: usize = 32;
 /// Most samples.
 pub const MAX_SAMPLES: usize = 1024;
 /// Sides of matrices, multiples of [`ROWS`].
@@ -142,19 +145,22 @@ impl Challenge {
             format!("{MAX_LEAVES} at most"),
             leaves.to_string(),
         )?;
-        let mut hasher = blake3::Hasher::new_derive_key("murmur/v1/flops");
-        hasher.update(&peer.0).update(seed).update(precision.name().as_bytes());
-        for chain in chains {
-            for number in [chain.side, chain.products, chain.depth] {
-                hasher.update(&(number as u64).to_le_bytes());
-            }
-        }
         Ok(Self {
+            key: key(&peer, seed, precision),
             peer,
             precision,
             chains: chains.to_vec(),
-            key: *hasher.finalize().as_bytes(),
         })
+    }
+
+    /// The challenge that a run's record made, as the member says that it answered it.
+    ///
+    /// # Errors
+    /// A claim that no record can have.
+    pub fn of_run(test: &SpeedTest, precision: Precision) -> Result<Self, ChallengeError> {
+        let claimed = test.claim.iter().flat_map(|claim| &claim.chains);
+        let chains: Vec<ChainSpec> = claimed.map(ChainSpec::from).collect();
+        Self::new(test.member, &test.seed, spoken(precision), &chains)
     }
 
     /// Who is asked.
@@ -219,6 +225,37 @@ impl Challenge {
     fn leaf_index(&self, chain: usize, link: usize, block: usize) -> usize {
         let before: usize = self.chains[..chain].iter().map(ChainSpec::leaves).sum();
         before + link * self.chains[chain].blocks() + block
+    }
+}
+
+/// All that the numbers follow from. Not from how many products there are: who is asked for as many as it can do learns that only in the end.
+fn key(peer: &PeerId, seed: &[u8; 32], precision: Precision) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("murmur/v2/flops");
+    hasher.update(&peer.0).update(seed).update(precision.name().as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+impl From<&SpeedChain> for ChainSpec {
+    fn from(chain: &SpeedChain) -> Self {
+        let [side, products, depth] = [chain.side, chain.products, chain.depth].map(|number| number as usize);
+        Self { side, products, depth }
+    }
+}
+
+impl From<&ChainSpec> for SpeedChain {
+    fn from(spec: &ChainSpec) -> Self {
+        // All are within the bounds of a challenge.
+        let [side, products, depth] = [spec.side, spec.products, spec.depth].map(|number| number as u32);
+        Self { side, products, depth }
+    }
+}
+
+/// The precision in which a run's members show their speed: that of its training, or fp32 where products in it are not the same everywhere.
+#[must_use]
+pub fn spoken(precision: Precision) -> Precision {
+    match precision {
+        Precision::Bf16 => Precision::Bf16,
+        Precision::Fp32 | Precision::Tf32 => Precision::Fp32,
     }
 }
 

@@ -137,6 +137,16 @@ pub enum Event {
         /// The largest that passes.
         bound: f64,
     },
+    /// A proof of speed ended.
+    Speed {
+        /// Whose.
+        member: PeerId,
+        /// The record that asked for it.
+        asked: u64,
+        /// What it showed, at least, in billions of operations a second; nothing if it showed nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gflops: Option<f64>,
+    },
     /// Unvested points were taken.
     Slashed {
         /// Whose.

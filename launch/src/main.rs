@@ -29,6 +29,7 @@ mod reporter;
 mod run;
 mod run_file;
 mod side;
+mod speed;
 mod start_model;
 mod status;
 mod training;

@@ -163,6 +163,13 @@ impl Reporter {
             }
             Notice::Rejected { from, kind, reason } => self.refused(from, kind, reason),
             Notice::Audit(signed) => self.audit(&signed),
+            Notice::Speed { member, asked, proven } => {
+                let gflops = proven.map(gflops);
+                if gflops.is_none() && member == self.me {
+                    self.progress.note("this peer was asked for its speed and showed nothing in time; its reward for staying does not grow until it does");
+                }
+                self.write(Event::Speed { member, asked: asked.0, gflops });
+            }
             Notice::Slashed { member, points, round, proof } => {
                 let points = u64::try_from(points).unwrap_or(u64::MAX);
                 let evidence = format!("in round {round}: {proof}");
@@ -433,6 +440,11 @@ impl Reporter {
     }
 }
 
+/// Operations a microsecond in billions a second.
+fn gflops(proven: u64) -> f64 {
+    proven as f64 / 1000.0
+}
+
 /// `part` of `whole`, where there is any.
 fn share(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| part / whole)
@@ -471,6 +483,7 @@ fn members(told: &NodeStatus) -> Vec<MemberStatus> {
                 tokens: ledger.get(&member.id).map_or(0, |account| account.tokens),
                 points: u64::try_from(points(ledger, &member.id)).unwrap_or(u64::MAX),
                 last_round,
+                gflops: (member.proven > 0).then(|| gflops(member.proven)),
                 state: state.into(),
             }
         })

@@ -32,7 +32,7 @@ use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::reporter::Reporter;
 use crate::side::{self, Backlog};
-use crate::{disk, training, worker};
+use crate::{disk, speed, training, worker};
 
 /// How far computing threads stand back (nice; 0 is usual, 19 the most): a third of a contended core instead of half.
 #[cfg(target_os = "linux")]
@@ -130,6 +130,7 @@ pub async fn run(start: Start) -> Result<()> {
             done,
             stop,
             check: kit.check(),
+            check_speed: speed::checker(&kit),
         },
         commands,
         notices: notices_sender,
@@ -218,6 +219,7 @@ impl Computing {
         };
         let steps = training::Setup {
             kit: setup.kit.clone(),
+            me: setup.me,
             devices,
             threads,
             cheat: self.cheat,

@@ -64,6 +64,9 @@ pub struct MemberStatus {
     pub points: u64,
     /// The last round in which it was counted.
     pub last_round: Option<u64>,
+    /// What it showed last that it computes, at least, in billions of operations a second, where the run asks.
+    #[serde(default)]
+    pub gflops: Option<f64>,
     /// `training` (counted in the last round) or `silent`.
     pub state: String,
 }

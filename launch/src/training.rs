@@ -3,7 +3,10 @@
 //!
 //! The model on the devices only ever holds a copy of agreed parameters: those that the order names, which with overlap (R16) are not the
 //! latest.
+//!
+//! Proofs of speed ([`crate::speed`]) come between two steps: their time runs from the moment they are asked for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
@@ -11,7 +14,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use coordinatorless::node::{Done, Stop};
 use coordinatorless::protocol::event::TrainOrder;
-use coordinatorless::types::{BatchIndex, Trace};
+use coordinatorless::types::{BatchIndex, PeerId, Trace};
 use tch::Device;
 use trainer::local::{LocalError, RoundInputs, set_threads};
 use trainer::replicas::Replicas;
@@ -19,11 +22,14 @@ use trainer::replicas::Replicas;
 use crate::cheat::{read, sent, settings, told, trained_on};
 use crate::cli::Cheat;
 use crate::kit::{Kit, batch_indices};
+use crate::speed::{self, Prover};
 
 /// What the thread is started with.
 pub struct Setup {
     /// The run's parts.
     pub kit: Arc<Kit>,
+    /// This peer.
+    pub me: PeerId,
     /// Where to compute: every batch is shared out over them.
     pub devices: Vec<Device>,
     /// With how many threads.
@@ -36,6 +42,15 @@ pub struct Setup {
     pub done: tokio::sync::mpsc::Sender<Done>,
     /// What came of it.
     pub found: Sender<Found>,
+}
+
+/// Something for this thread.
+#[allow(clippy::large_enum_variant)] // a few a round, moved once
+pub enum Task {
+    /// A local round.
+    Train(Job),
+    /// A proof of speed: goes before whatever waits.
+    Speed(speed::Task),
 }
 
 /// A local round to train.
@@ -71,6 +86,9 @@ pub struct Found {
 struct Training {
     setup: Setup,
     replicas: Replicas,
+    prover: Prover,
+    /// Rounds that came while one was trained.
+    waiting: VecDeque<Job>,
     patience: Patience,
     /// A cheat's pseudo-gradient of the round before; nobody else keeps one.
     last: Vec<f32>,
@@ -109,16 +127,22 @@ impl Patience {
 ///
 /// # Errors
 /// The model does not fit the device, or diverges for good.
-pub fn work(setup: Setup, jobs: &Receiver<Job>) -> Result<()> {
+pub fn work(setup: Setup, tasks: &Receiver<Task>) -> Result<()> {
     set_threads(setup.threads);
+    let device = setup.devices.first().copied().unwrap_or(Device::Cpu);
     let mut training = Training {
         replicas: Replicas::new(&setup.kit.model, &setup.devices, setup.threads)?,
+        prover: Prover::new(setup.me, setup.kit.training.precision, device),
+        waiting: VecDeque::new(),
         patience: Patience::default(),
         last: Vec::new(),
         setup,
     };
-    for job in jobs {
-        let answer = training.take(job);
+    while let Some(task) = training.next(tasks) {
+        let answer = match task {
+            Task::Train(job) => training.take(job, tasks),
+            Task::Speed(task) => training.prover.take(task),
+        };
         if let Some(answer) = answer
             && training.setup.done.blocking_send(answer).is_err()
         {
@@ -132,14 +156,22 @@ pub fn work(setup: Setup, jobs: &Receiver<Job>) -> Result<()> {
 }
 
 impl Training {
+    /// `None`: nobody has anything to do for this thread any more.
+    fn next(&mut self, tasks: &Receiver<Task>) -> Option<Task> {
+        match self.waiting.pop_front() {
+            Some(job) => Some(Task::Train(job)),
+            None => tasks.recv().ok(),
+        }
+    }
+
     /// `None` if it was stopped: whoever stopped it knows.
-    fn take(&mut self, job: Job) -> Option<Done> {
+    fn take(&mut self, job: Job, tasks: &Receiver<Task>) -> Option<Done> {
         let (id, branch, round) = (job.id, job.order.branch, job.order.round);
         if !self.setup.stop.wants(id) {
             return None;
         }
         // Whatever was assigned and not delivered is handed out again by the round's record.
-        let trained = self.train(job);
+        let trained = self.train(job, tasks);
         if !self.setup.stop.wants(id) {
             return None;
         }
@@ -160,8 +192,11 @@ impl Training {
         })
     }
 
-    fn train(&mut self, job: Job) -> Result<Found> {
-        let Setup { kit, stop, cheat, .. } = &self.setup;
+    fn train(&mut self, job: Job, tasks: &Receiver<Task>) -> Result<Found> {
+        let Setup {
+            kit, stop, cheat, done, ..
+        } = &self.setup;
+        let (prover, waiting) = (&mut self.prover, &mut self.waiting);
         let Job {
             id,
             order,
@@ -179,7 +214,18 @@ impl Training {
             state: &state,
             global_tokens: order.global_tokens,
             batches: &mut |step| batches.get(step as usize).map(|index| read(*cheat, kit.batch(*index))),
-            keep_going: &mut |_| stop.wants(id) && Instant::now() < deadline,
+            keep_going: &mut |_| {
+                for task in tasks.try_iter() {
+                    match task {
+                        Task::Train(job) => waiting.push_back(job),
+                        Task::Speed(task) => {
+                            // Without the driver the process is ending.
+                            prover.take(task).map(|answer| done.blocking_send(answer).ok());
+                        }
+                    }
+                }
+                stop.wants(id) && Instant::now() < deadline
+            },
             observe: &mut |step, loss| tracing::debug!(round = %order.round, step, loss, "trained"),
         };
         let mut local = match self.replicas.local_round(&settings(*cheat, &kit.training), inputs) {

@@ -27,7 +27,8 @@ use crate::kit::Kit;
 use crate::model_file::{self, Stamp};
 use crate::peer_dir::PeerDir;
 use crate::side::{Backlog, Task};
-use crate::training::{Found, Job};
+use crate::speed;
+use crate::training::{self, Found, Job};
 
 /// Rounds between two evaluations; the members take turns.
 const EVAL_ROUNDS: u64 = 5;
@@ -57,7 +58,7 @@ pub struct Setup {
     /// Answers.
     pub done: tokio::sync::mpsc::Sender<Done>,
     /// Local rounds to train.
-    pub training: Sender<Job>,
+    pub training: Sender<training::Task>,
     /// What came of them.
     pub found: Receiver<Found>,
     /// Audits and evaluations.
@@ -146,6 +147,8 @@ impl Worker {
                 ))
             }
             Work::Apply { epoch, step, snapshot } => Some(answer(epoch, self.apply(epoch, &step, snapshot))),
+            Work::Speed { order, deadline } => self.pass_on(speed::Task::Prove { order, deadline }),
+            Work::OpenSpeed(test) => self.pass_on(speed::Task::Open(test)),
             Work::Audit {
                 order,
                 source,
@@ -284,7 +287,12 @@ impl Worker {
             state,
         };
         // If that thread is gone, it says why, and the process is ending.
-        self.trains &= self.setup.training.send(job).is_ok();
+        self.trains &= self.setup.training.send(training::Task::Train(job)).is_ok();
+        None
+    }
+
+    fn pass_on(&mut self, task: speed::Task) -> Option<Done> {
+        self.trains &= self.setup.training.send(training::Task::Speed(task)).is_ok();
         None
     }
 

@@ -150,3 +150,54 @@ fn single_gradients_are_not_trained_ahead() {
         refused(home.path(), &[&["demo"], &set[..]].concat(), 2, &words);
     }
 }
+
+/// Members show their speed, asked by records, and what was shown stands in the same records for everyone. Whether each of five processes on one busy
+/// machine is in time is not for a test to say; all are asked again and again.
+fn shown(algorithm: &str, sets: &[&str]) {
+    let home = tempfile::tempdir().unwrap();
+    let all = [
+        &[
+            "timing.train_secs=2.5",
+            "timing.collect_secs=4.0",
+            "verification.speed_secs=2.0",
+            "verification.speed_every=3",
+            "training.max_inner_steps=20",
+        ],
+        sets,
+    ]
+    .concat();
+    told(home.path(), algorithm, "16", &all);
+    let demo = home.path().join("demo");
+    let of = |name: &str| {
+        let lines = events(&demo, name, "speed");
+        let told = lines.iter().map(|line| {
+            let asked = line["asked"].as_u64().unwrap();
+            let gflops = line["gflops"].as_f64();
+            assert!(gflops.is_none_or(|shown| shown > 0.0 && shown < 100_000.0), "{line}");
+            ((asked, line["member"].as_str().unwrap().to_owned()), gflops)
+        });
+        told.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let names = ["peer-1", "peer-2", "peer-3", "peer-4", "newcomer"];
+    let heard: Vec<_> = names.iter().map(|name| of(name)).collect();
+    let all: std::collections::BTreeMap<_, _> = heard.iter().flatten().collect();
+    for one in &heard {
+        assert!(one.iter().all(|(key, shown)| all[key] == shown), "{heard:?}");
+    }
+    let proofs = all.values().filter(|shown| shown.is_some()).count();
+    println!("{proofs} of {} proofs were given", all.len());
+    assert!(proofs >= 2, "{all:?}");
+    let status = murmur(&demo, &["status", "--dir", "newcomer"]);
+    let said = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(said.contains("GFLOP/s shown"), "{said}");
+}
+
+#[test]
+fn members_show_their_speed_and_all_agree_on_it() {
+    shown("sparse", &[]);
+}
+
+#[test]
+fn members_show_their_speed_between_the_steps_of_training_ahead() {
+    shown("sparse", &["timing.overlap=1"]);
+}

@@ -53,6 +53,7 @@ pub(super) fn record(round: u64, author: usize) -> Record {
         ledger_root: Hash::default(),
         verdicts: vec![],
         evidence: vec![],
+        speeds: vec![],
         beacon: Beacon {
             proposer: keys(author).id(),
             view: 0,

@@ -62,6 +62,15 @@ pub enum Request {
     },
     /// Your trace of a round that I was drawn to audit (R25).
     Trace(Ask),
+    /// The opening of a proof of speed.
+    Speed {
+        /// The branch.
+        branch: Branch,
+        /// The record that asked for it.
+        asked: Round,
+        /// Whose it is.
+        member: PeerId,
+    },
 }
 
 /// Where a peer stands.
@@ -107,6 +116,8 @@ pub enum Response {
     Record(Option<Box<Decided>>),
     /// To [`Request::Trace`].
     Trace(Answer),
+    /// To [`Request::Speed`].
+    Speed(Vec<u8>),
     /// I cannot say.
     Unknown,
 }

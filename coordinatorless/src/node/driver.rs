@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::audits::{Asking, AuditReady};
 use super::restore::read_chain;
+use super::speeds::Looked;
 use super::transfer::Wanted;
 use super::{ACCUMULATOR_BRANCHES, Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
@@ -44,6 +45,7 @@ pub(super) enum Job {
     Audit(Box<AuditReady>),
     Trace(Box<Asking>, Option<Answer>),
     Records(PeerId, Vec<Decided>),
+    Speed(PeerId, Round, Looked),
     Nothing,
 }
 
@@ -67,6 +69,9 @@ pub(super) struct Driver {
     pub accumulators: VecDeque<(Branch, Round, Hash)>,
     /// Own traces, and which auditors were answered.
     pub traces: Traces,
+    /// Openings of proofs of speed that hold, for those who ask; and those that are being asked for.
+    pub openings: BTreeMap<(PeerId, Round), Bytes>,
+    pub looking: HashSet<(PeerId, Round)>,
     pub shared: HashSet<Hash>,
     pub guests: BTreeMap<PeerId, Instant>,
     pub members: Vec<PeerId>,
@@ -137,6 +142,8 @@ impl Driver {
             epoch: 0,
             training: (0, Round(0)),
             accumulators: VecDeque::new(),
+            openings: BTreeMap::new(),
+            looking: HashSet::new(),
             shared,
             guests: BTreeMap::new(),
             members: Vec::new(),
@@ -387,6 +394,8 @@ impl Driver {
             }
             Done::Failed { epoch, reason } if epoch == self.epoch => Err(NodeError::Host(reason)),
             Done::Applied { .. } | Done::Failed { .. } => Ok(()),
+            Done::SpeedAnswered(answer) => self.handle(Event::SpeedAnswered(answer)),
+            Done::SpeedOpened { asked, opening } => self.opened_speed(asked, opening),
             Done::Audited { verdict, trace } => {
                 let accused = self.state.chain().accusation(&verdict).map(|open| open.finding);
                 let about_it = verdict.draw == 0 || accused == Some(Finding::Untold);
@@ -444,6 +453,7 @@ impl Driver {
             }
             Job::Audit(ready) => self.hear_opened(ready),
             Job::Trace(asking, answer) => self.hear_trace(*asking, answer),
+            Job::Speed(member, asked, looked) => self.looked_at_speed(member, asked, looked),
             Job::Records(from, records) => {
                 let records = records.into_iter().map(Arc::new).collect();
                 self.handle(Event::Records { from, records })

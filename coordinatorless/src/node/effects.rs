@@ -69,6 +69,9 @@ impl Driver {
                 self.load_model(branch, round);
             }
             Effect::Audit(order) => self.prepare_audit(order),
+            Effect::Speed(order) => self.prove_speed(order)?,
+            Effect::OpenSpeed(test) => self.give(Work::OpenSpeed(test))?,
+            Effect::CheckSpeed(check) => self.look_at_speed(*check),
             Effect::AskRecords { peer, from } => {
                 let net = self.node.net.clone();
                 self.jobs.spawn(async move {

@@ -60,6 +60,7 @@ impl Driver {
                     None => Response::Unknown,
                 }
             }
+            Request::Speed { branch, asked, member } => self.tell_speed(branch, asked, member),
             Request::Trace(_) => Response::Unknown,
         }
     }

@@ -229,6 +229,7 @@ impl State {
             heard: Bits::new(members, |place| {
                 self.heard_lately(now, &member(place)) || self.told_heard(now, place)
             }),
+            speeds: self.speeds.bits(&self.chain.agreed.speeds),
         };
         self.haves.insert(self.keys.id(), have.clone());
         self.last_have = Some(self.broadcast(Body::Have(have)));
@@ -257,6 +258,7 @@ impl State {
             held: nobody.clone(),
             alive: nobody.clone(),
             heard: nobody,
+            speeds: 0,
         };
         let message = self.keys.sign(&Body::Have(have));
         self.out.push(Effect::Send(to, message));

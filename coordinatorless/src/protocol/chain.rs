@@ -16,6 +16,7 @@ use super::beacon;
 use super::event::Notice;
 use super::membership::{self, MEAN_SPEED, Member, Standing};
 use super::overlap::InFlight;
+use super::speed::{self, SpeedTest};
 use crate::agreement::Voters;
 use crate::config::RunConfig;
 use crate::ledger::Ledger;
@@ -75,6 +76,8 @@ pub struct Agreed {
     pub auditable: Vec<Auditable>,
     /// Accusations that too few have spoken to yet, sorted.
     pub accusations: Vec<Accusation>,
+    /// Proofs of speed that are open, sorted by member.
+    pub speeds: Vec<SpeedTest>,
     /// The first round after a regroup whose survivors held at most half of the weight at their fork; the first such one (R21).
     pub minority: Option<Round>,
 }
@@ -106,6 +109,8 @@ pub struct Draft {
     pub verdicts: Vec<SignedVerdict>,
     /// Evidence of double votes.
     pub evidence: Vec<Evidence>,
+    /// Steps of proofs of speed.
+    pub speeds: Vec<SpeedStep>,
     /// The beacon.
     pub beacon: Beacon,
     /// What the first record of a branch carries over.
@@ -137,6 +142,8 @@ impl ChainState {
                 speed: MEAN_SPEED,
                 uncounted: 0,
                 accumulator: config.verification.accumulator_zero,
+                proven: 0,
+                owes: false,
             }
         });
         let members = members.collect();
@@ -156,6 +163,7 @@ impl ChainState {
             proposers: [Vec::new(), Vec::new()],
             auditable: Vec::new(),
             accusations: Vec::new(),
+            speeds: Vec::new(),
             minority: None,
         };
         let mut state = Self {
@@ -220,7 +228,7 @@ impl ChainState {
             .map(|at| &self.agreed.members[at])
     }
 
-    fn member_mut(&mut self, id: &PeerId) -> Option<&mut Member> {
+    pub(super) fn member_mut(&mut self, id: &PeerId) -> Option<&mut Member> {
         let at = self.agreed.members.binary_search_by_key(id, |member| member.id).ok()?;
         Some(&mut self.agreed.members[at])
     }
@@ -317,6 +325,7 @@ impl ChainState {
             ledger_root: self.ledger.root(),
             verdicts: draft.verdicts,
             evidence: draft.evidence,
+            speeds: draft.speeds,
             beacon: draft.beacon,
             carried: draft.carried,
         }
@@ -363,6 +372,7 @@ impl ChainState {
         if record.carried.is_none() {
             audit::open(&mut next, record);
         }
+        speed::settle(&mut next, config, record, &mut notices);
         next.vest(config);
         membership::normalise_speeds(&mut next.agreed.members);
         next.settle_voters(config);
@@ -435,6 +445,7 @@ impl ChainState {
             let tokens = counted.map_or(0, |contribution| contribution.commit.tokens);
             let quota = assignment.quota(id);
             let Some(member) = self.member_mut(id) else { continue };
+            let lives = !member.owes;
             member.speed = membership::speed_after(member.speed, asked.unwrap_or(member.speed), quota, tokens / batch);
             member.uncounted = if tokens > 0 {
                 0
@@ -447,7 +458,7 @@ impl ChainState {
                 member.accumulator = contribution.commit.accumulator_after;
                 // Barred by this very record: what it delivered is in the model, but is not paid.
                 if member.standing != Standing::Banned {
-                    self.ledger.grant(&config.rewards, *id, round, tokens);
+                    self.ledger.grant(&config.rewards, *id, round, tokens, lives);
                 }
                 self.agreed.tokens = self.agreed.tokens.saturating_add(tokens);
             }
@@ -495,6 +506,8 @@ impl ChainState {
             speed: MEAN_SPEED,
             uncounted: 0,
             accumulator: zero,
+            proven: 0,
+            owes: false,
         };
         let at = self.agreed.members.partition_point(|other| other.id < id);
         self.agreed.members.insert(at, member);
@@ -563,6 +576,7 @@ impl ChainState {
         // The old branch's audits name its rounds; evidence counts within one branch only (R22).
         next.agreed.auditable.clear();
         next.agreed.accusations.clear();
+        next.agreed.speeds.clear();
         next.settle_voters(config);
         // All weights zero: one each. Newcomers among the survivors have no weight yet, and need none to keep the branch alive.
         next

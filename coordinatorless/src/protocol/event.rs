@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::chain::ChainState;
+use super::speed::SpeedTest;
 use crate::types::*;
 use crate::wire::Signed;
 
@@ -53,6 +54,17 @@ pub enum Event {
     },
     /// An audit ordered by [`Effect::Audit`] is done.
     Audited(Verdict),
+    /// What [`Effect::Speed`] asked for is computed.
+    SpeedAnswered(SpeedAnswer),
+    /// An opening asked for by [`Effect::CheckSpeed`] was looked at, or this peer's own is there.
+    SpeedChecked {
+        /// Whose.
+        member: PeerId,
+        /// The record that asked.
+        asked: Round,
+        /// Whether it holds, or why not.
+        outcome: Result<(), String>,
+    },
     /// Decided records asked for by [`Effect::AskRecords`] (or offered by anyone): consecutive, oldest first.
     Records {
         /// Who gave them.
@@ -92,6 +104,43 @@ pub struct Trained {
     pub accumulator_before: Hash,
     /// Accumulator root after.
     pub accumulator_after: Hash,
+}
+
+/// A proof of speed to be begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeedOrder {
+    /// The branch.
+    pub branch: Branch,
+    /// The record that asks.
+    pub asked: Round,
+    /// Its seed.
+    pub seed: [u8; 32],
+    /// When the claim has to be with the others, on the core's clock.
+    pub until: Micros,
+}
+
+/// What was computed for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeedAnswer {
+    /// The order's branch.
+    pub branch: Branch,
+    /// The record that asked.
+    pub asked: Round,
+    /// What was computed.
+    pub chains: Vec<SpeedChain>,
+    /// The root over the results.
+    pub root: Hash,
+}
+
+/// Another member's opening to be fetched and looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeedCheck {
+    /// The branch.
+    pub branch: Branch,
+    /// The proof that it is of, with claim and draw.
+    pub test: SpeedTest,
+    /// Whom to ask, in this order; the member itself is the last.
+    pub providers: Vec<PeerId>,
 }
 
 /// Work for one round, the same for everyone who computes it (R7).
@@ -247,6 +296,12 @@ pub enum Effect {
     },
     /// Replay a member's round; then [`Event::Audited`].
     Audit(AuditOrder),
+    /// Compute for a proof of speed, before anything else; then [`Event::SpeedAnswered`].
+    Speed(SpeedOrder),
+    /// Open what was drawn of this peer's own claim, and serve it; then [`Event::SpeedChecked`].
+    OpenSpeed(Box<SpeedTest>),
+    /// Fetch another member's opening and look at it; then [`Event::SpeedChecked`]. Repeated while there is none.
+    CheckSpeed(Box<SpeedCheck>),
     /// Ask a peer for decided records from this round on; then [`Event::Records`].
     AskRecords {
         /// Whom.
@@ -379,6 +434,15 @@ pub enum Notice {
     },
     /// A verdict entered a record.
     Audit(SignedVerdict),
+    /// A proof of speed ended.
+    Speed {
+        /// Whose.
+        member: PeerId,
+        /// The record that asked for it.
+        asked: Round,
+        /// Operations a microsecond that it showed; `None`: it showed nothing.
+        proven: Option<u64>,
+    },
     /// Unvested points were taken.
     Slashed {
         /// Whose.

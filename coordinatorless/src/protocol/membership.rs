@@ -37,6 +37,10 @@ pub struct Member {
     pub uncounted: u32,
     /// Accumulator root after the last counted commit (R19).
     pub accumulator: Hash,
+    /// Operations a microsecond that it showed last (`protocol::speed`); 0: none yet.
+    pub proven: u64,
+    /// Whether it was asked for a proof of speed since, and gave none.
+    pub owes: bool,
 }
 
 impl Member {

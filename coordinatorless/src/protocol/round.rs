@@ -12,8 +12,8 @@ use crate::agreement::Output;
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
-/// Views in which leaving out a widely held commit costs the vote (R12).
-const CENSORSHIP_VIEWS: View = 2;
+/// Views in which leaving out a widely held commit costs the vote (R12), and in which records that name steps of proofs of speed are made.
+pub(super) const CENSORSHIP_VIEWS: View = 2;
 /// Proposals under examination at once: two values per view are possible, and few views are in play.
 const MAX_CHECKS: usize = 8;
 
@@ -145,6 +145,7 @@ impl State {
         for message in early.into_values() {
             self.commit(now, &message);
         }
+        self.review_speeds(now);
         self.review_training(now);
         self.order_encoding();
         self.promise(now);
@@ -276,6 +277,7 @@ impl State {
             model_root,
             verdicts: self.pressing_verdicts(),
             evidence: self.evidence.values().take(MAX_EVIDENCE).cloned().collect(),
+            speeds: self.speed_steps(view),
             beacon: self.vrf.beacon(self.keys.id(), &self.chain.agreed.seed, round, view),
             carried,
         };
@@ -432,6 +434,13 @@ impl State {
         });
         if let Some(id) = lapsed {
             return Some(format!("it lapses {}, who is heard", id.short()));
+        }
+        // Later than these a record with steps of proofs is one that somebody may be locked on.
+        if let Some(id) = self.unseen_speed(record).filter(|_| view < CENSORSHIP_VIEWS) {
+            let id = id.short();
+            return Some(format!(
+                "it names a proof of speed of {id} that was not seen in time, or not found to hold"
+            ));
         }
         // Certificates of two views may both be valid for the parent; who saw the other one must not be stuck for good.
         let other_parent = record.parent_view != self.parent_view && self.chain.agreed.round > Round(0);

@@ -17,6 +17,7 @@ use crate::protocol::event::{Effect, Event};
 use crate::types::*;
 use crate::wire::{Body, Keys, Signed};
 
+mod boaster;
 mod censor;
 mod double_voter;
 mod equivocating_proposer;
@@ -126,6 +127,14 @@ cheats! {
     FalseAccuser => lying_auditor::LyingAuditor::Accuser;
     /// Claims work that it did not do, covers other liars and accuses the honest.
     Colluder => lying_auditor::LyingAuditor::Colluder;
+    /// Claims ten times the speed that it has.
+    TenfoldBoaster => boaster::Boaster::Tenfold;
+    /// Claims its speed after the time is over.
+    LateBoaster => boaster::Boaster::Late(None);
+    /// Tells its claim to every other member only.
+    HalfBoaster => boaster::Boaster::Half;
+    /// Claims its speed and opens nothing.
+    SealedBoaster => boaster::Boaster::Sealed;
 }
 
 /// What a liar has at hand when it lies.
@@ -197,6 +206,7 @@ impl Stage<'_> {
             model_root: record.model_root,
             verdicts: record.verdicts,
             evidence: record.evidence,
+            speeds: record.speeds,
             carried: None,
             beacon: record.beacon,
         };

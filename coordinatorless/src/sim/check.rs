@@ -39,6 +39,7 @@ pub struct Invariant {
 const ONE_RECORD: &str = "one certified record per branch and round";
 const ONE_ROOT: &str = "equal model roots at equal records";
 const BOUNDED: &str = "nothing grows past its bound";
+const NO_BOAST: &str = "no speed is agreed that a member does not have";
 const NOBODY_SLASHED: &str = "no honest peer slashed";
 const CHAIN_KEPT: &str = "no peer loses the chain";
 const COUNTED_ONCE: &str = "data is counted exactly once or returned";
@@ -48,7 +49,7 @@ const LOGGED: &str = "what is signed is logged first";
 const HELD_VOTED: &str = "a prevote is for blobs that are held";
 const HELD_WIDELY: &str = "more than a third of the weight, honest, holds what was decided";
 /// All of them, in the order in which they are shown.
-const ALL: [&str; 11] = [
+const ALL: [&str; 12] = [
     ONE_RECORD,
     ONE_ROOT,
     ONE_WORD,
@@ -57,6 +58,7 @@ const ALL: [&str; 11] = [
     HELD_WIDELY,
     COUNTED_ONCE,
     NOBODY_SLASHED,
+    NO_BOAST,
     CHAIN_KEPT,
     BOUNDED,
     PROGRESS,
@@ -248,6 +250,15 @@ impl Checker {
     /// Something that only honest peers took part in must slash nobody.
     pub fn slashed(&mut self, peer: usize, round: Round, member: PeerId) {
         self.broken(NOBODY_SLASHED, round.0, vec![peer], format!("{member} was slashed"));
+    }
+
+    /// What a member is agreed to have shown, and what it has, in operations a microsecond.
+    pub fn shown(&mut self, peer: usize, asked: Round, shown: f64, has: f64) {
+        self.look(NO_BOAST);
+        if shown > has {
+            let trace = format!("expected {has} at most, found {shown}");
+            self.broken(NO_BOAST, asked.0, vec![peer], trace);
+        }
     }
 
     /// A peer said something about itself that should not happen.

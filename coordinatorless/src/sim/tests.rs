@@ -5,6 +5,7 @@ mod bench;
 mod overlap;
 mod regroup;
 mod scenarios;
+mod speeds;
 
 fn fault(at_secs: f64, peers: &[usize], kind: FaultKind) -> Fault {
     Fault {

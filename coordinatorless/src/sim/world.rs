@@ -1,7 +1,7 @@
 //! The world of a simulated run: one queue of things to come, one random source, a disk for each peer.
 //!
 //! Here are the queue and what stands in it. `life` starts and stops processes, `effects` carries out what a core asks for, `links`
-//! carries messages, `transfers` blobs, `work` plays the trainer; `faults` is what goes wrong, `doubles` a key in two processes, `liars`
+//! carries messages, `transfers` blobs, `work` plays the trainer, `speeds` what proofs of speed take; `faults` is what goes wrong, `doubles` a key in two processes, `liars`
 //! who lies, `watch` who is taken for dead.
 
 mod doubles;
@@ -10,6 +10,7 @@ mod faults;
 mod liars;
 mod life;
 mod links;
+mod speeds;
 mod transfers;
 mod watch;
 mod work;
@@ -72,6 +73,11 @@ struct Peer {
     /// Records decided whose contributions are still being fetched, oldest first.
     applying: Vec<Arc<Decided>>,
     fetching: BTreeSet<Hash>,
+    /// What it computed last for a proof of its speed, and in which life.
+    computed: Option<(u32, Round)>,
+    /// Openings of proofs of speed that it has, and those that it is looking at.
+    openings: BTreeSet<(PeerId, Round)>,
+    looking: BTreeSet<(PeerId, Round)>,
     joiner: bool,
     plight: Plight,
     /// When it was last started.
@@ -91,6 +97,9 @@ impl Peer {
             trained: Vec::new(),
             applying: Vec::new(),
             fetching: BTreeSet::new(),
+            computed: None,
+            openings: BTreeSet::new(),
+            looking: BTreeSet::new(),
             joiner,
             plight: Plight::default(),
             since: 0,
@@ -409,6 +418,9 @@ impl World {
     fn event(&mut self, peer: usize, life: u32, event: Event) {
         if self.peers[peer].life != life {
             return;
+        }
+        if let Event::SpeedChecked { member, asked, outcome } = &event {
+            self.looked_at_speed(peer, (*member, *asked), outcome.is_ok());
         }
         if self.gang.has(peer) {
             return self.lie(peer, event);

@@ -34,6 +34,7 @@ fn decided(branch: Branch, round: u64) -> Decided {
         ledger_root: Hash::default(),
         verdicts: Vec::new(),
         evidence: Vec::new(),
+        speeds: Vec::new(),
         beacon,
         carried: None,
     };

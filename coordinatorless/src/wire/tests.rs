@@ -101,6 +101,19 @@ fn verdict() -> impl Strategy<Value = Verdict> {
     })
 }
 
+fn speed_claim() -> impl Strategy<Value = SpeedClaim> {
+    let chain = any::<(u32, u32, u32)>().prop_map(|(side, products, depth)| SpeedChain { side, products, depth });
+    (slot(), vec(chain, 0..4), hash()).prop_map(|(slot, chains, root)| SpeedClaim { slot, chains, root })
+}
+
+fn speed_step() -> impl Strategy<Value = SpeedStep> {
+    prop_oneof![
+        (peer(), speed_claim(), signature())
+            .prop_map(|(peer, claim, signature)| { SpeedStep::Claimed(peer, claim, signature) }),
+        peer().prop_map(SpeedStep::Proven),
+    ]
+}
+
 fn record() -> impl Strategy<Value = Record> {
     let contribution = (peer(), commit(), signature()).prop_map(|(member, commit, signature)| Contribution {
         member,
@@ -119,6 +132,7 @@ fn record() -> impl Strategy<Value = Record> {
         vec(range(), 0..3),
         vec(signed, 0..3),
         vec(evidence(), 0..3),
+        vec(speed_step(), 0..3),
     );
     let beacon = (peer(), any::<u32>(), any::<[u8; 32]>(), signature());
     let beacon = beacon.prop_map(|(proposer, view, output, proof)| Beacon {
@@ -143,6 +157,7 @@ fn record() -> impl Strategy<Value = Record> {
         ledger_root: roots.3,
         verdicts: lists.4,
         evidence: lists.5,
+        speeds: lists.6,
         beacon: beacon.0,
         carried: beacon.1,
     })
@@ -164,6 +179,7 @@ fn have() -> impl Strategy<Value = Have> {
             held: Bits::new(held.len(), |at| held[at]),
             alive: Bits::new(heard.len(), |at| heard[at]),
             heard: Bits::new(heard.len(), |at| heard[at]),
+            speeds: numbers.0 as u32,
         })
 }
 
@@ -214,6 +230,7 @@ fn body() -> impl Strategy<Value = Body> {
         verdict().prop_map(Body::Verdict),
         regroup().prop_map(Body::Regroup),
         evidence().prop_map(Body::Evidence),
+        speed_claim().prop_map(Body::Speed),
     ]
 }
 

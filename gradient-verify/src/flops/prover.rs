@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use coordinatorless::types::Hash;
+use coordinatorless::types::{Hash, PeerId};
 use trainer::config::Precision;
 use trainer::products::{Chain, beside_products};
 
 use super::opening::write_end;
 use super::work::{Numbers, factor_row, first_row};
-use super::{Challenge, Draw, ROWS, leaf};
+use super::{ChainSpec, Challenge, ChallengeError, Draw, MAX_PRODUCTS, ROWS, leaf};
 use crate::tree;
 
 /// Why there is no answer.
@@ -17,6 +17,9 @@ pub enum AnswerError {
     /// The device refused.
     #[error("the products could not be computed: {0}")]
     Device(String),
+    /// No challenge that anyone may be asked to answer.
+    #[error(transparent)]
+    Challenge(#[from] ChallengeError),
 }
 
 /// All products of a challenge, done; of the numbers only the hashes are kept.
@@ -41,6 +44,48 @@ pub fn answer(challenge: &Challenge, start: &Start<'_>) -> Result<Answer, Answer
         }
     }
     Ok(Answer::of_leaves(challenge, leaves))
+}
+
+/// Computes as many links of each of these kinds of chains (side and depth) as `more` allows, which is told which kind, and how many of its links are done;
+/// kinds for which it allows none are passed over. `None`: there is no link at all.
+///
+/// # Errors
+/// The device's, or a kind that no challenge may have.
+pub fn answer_while(
+    peer: PeerId,
+    seed: &[u8; 32],
+    precision: Precision,
+    kinds: &[(usize, usize)],
+    more: &mut dyn FnMut(usize, usize) -> bool,
+    start: &Start<'_>,
+) -> Result<Option<Answer>, AnswerError> {
+    let (mut specs, mut leaves): (Vec<ChainSpec>, Vec<Hash>) = (Vec::new(), Vec::new());
+    for (kind, &(side, depth)) in kinds.iter().enumerate() {
+        if !more(kind, 0) {
+            continue;
+        }
+        let first = ChainSpec {
+            side,
+            products: depth,
+            depth,
+        };
+        specs.push(first);
+        let challenge = Challenge::new(peer, seed, precision, &specs)?;
+        let (number, rows): (usize, Vec<usize>) = (specs.len() - 1, (0..side).collect());
+        let mut chain = begin(&challenge, number, &rows, start)?;
+        let mut links = 0;
+        while links == 0 || (links < MAX_PRODUCTS / depth && more(kind, links)) {
+            advance(&mut chain, depth)?;
+            hash_blocks(&chain.numbers(), ROWS * side, &mut leaves);
+            links += 1;
+        }
+        specs[number].products = links * depth;
+    }
+    if specs.is_empty() {
+        return Ok(None);
+    }
+    let challenge = Challenge::new(peer, seed, precision, &specs)?;
+    Ok(Some(Answer::of_leaves(&challenge, leaves)))
 }
 
 /// Appends the leaves of all blocks of `length` numbers.
@@ -106,6 +151,12 @@ impl Answer {
     #[must_use]
     pub fn root(&self) -> Hash {
         self.root
+    }
+
+    /// What was answered.
+    #[must_use]
+    pub fn challenge(&self) -> &Challenge {
+        &self.challenge
     }
 
     /// Opens what the later `seed` draws. The rows in question are computed again, which costs a small part of the challenge.

@@ -11,11 +11,11 @@ use tch::Device;
 use trainer::bench::{Peak, measure_peak};
 use trainer::config::Precision;
 use trainer::local::set_threads;
-use trainer::products::Chain;
 
 use super::print_json;
 use crate::cli::BenchFlopsArgs;
 use crate::device::{device, threads};
+use crate::speed::start;
 
 /// Sides of the matrices, an equal share of the operations each; larger where a device wants more at once.
 const SIDES: [usize; 3] = [512, 1024, 2048];
@@ -119,13 +119,6 @@ fn chains(precision: Precision, device: Device, seconds: f64) -> Result<Vec<Chai
         Ok(spec(links.clamp(1.0, 4000.0) as usize))
     };
     sides.iter().map(chain).collect()
-}
-
-/// Makes chains on a device.
-fn start(device: Device) -> impl Fn(&[f32], &[f32], usize, u32, Precision) -> Result<Chain, String> {
-    move |x, b, side, modulus, precision| {
-        Chain::new(x, b, side, modulus, precision, device).map_err(|error| error.to_string())
-    }
 }
 
 /// So many ids answer a challenge each on this machine, all from the same moment on; every answer is verified.

@@ -62,8 +62,11 @@ fn tell(status: &Status, live: bool) -> Result<()> {
         let last = member
             .last_round
             .map_or("never".to_owned(), |round| format!("round {round}"));
+        let shown = member
+            .gflops
+            .map_or(String::new(), |shown| format!("  {shown:.1} GFLOP/s shown"));
         println!(
-            "  {}  weight {:>5.1}%  {:>12} tokens  {:>10} points  counted {last}  {}",
+            "  {}  weight {:>5.1}%  {:>12} tokens  {:>10} points  counted {last}{shown}  {}",
             member.id.short(),
             100.0 * member.weight,
             thousands(member.tokens),

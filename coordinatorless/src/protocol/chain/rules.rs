@@ -5,7 +5,8 @@ use crate::agreement::Agreement;
 use crate::config::RunConfig;
 use crate::protocol::assignment::Assignment;
 use crate::protocol::membership::{self, Member, Standing};
-use crate::protocol::{audit, beacon, replayed};
+use crate::protocol::round::CENSORSHIP_VIEWS;
+use crate::protocol::{audit, beacon, replayed, speed};
 use crate::types::*;
 use crate::wire::{Body, Canonical, Scheme, Signed};
 
@@ -200,8 +201,11 @@ impl ChainState {
         if record.changes.len() > MAX_CHANGES
             || record.verdicts.len() > MAX_VERDICTS
             || record.evidence.len() > MAX_EVIDENCE
+            || record.speeds.len() > speed::MAX_TESTS
         {
-            return Err(RuleViolation::Shape("too many changes, verdicts or pieces of evidence"));
+            return Err(RuleViolation::Shape(
+                "too many changes, verdicts, pieces of evidence or proofs of speed",
+            ));
         }
         let sorted = record
             .contributions
@@ -215,10 +219,11 @@ impl ChainState {
                 .verdicts
                 .windows(2)
                 .all(|pair| audit::key(&pair[0]) < audit::key(&pair[1]))
-            && record.evidence.windows(2).all(|pair| pair[0].culprit < pair[1].culprit);
+            && record.evidence.windows(2).all(|pair| pair[0].culprit < pair[1].culprit)
+            && record.speeds.windows(2).all(|pair| pair[0].member() < pair[1].member());
         if !sorted {
             return Err(RuleViolation::Shape(
-                "contributions, changes, verdicts or evidence are not sorted, or repeated",
+                "contributions, changes, verdicts, evidence or proofs of speed are not sorted, or repeated",
             ));
         }
         let worked_from = self.check_carried(config, record, scheme)?;
@@ -243,6 +248,13 @@ impl ChainState {
         }
         for evidence in &record.evidence {
             self.check_evidence(evidence, scheme)?;
+        }
+        // Whether a claim came in time is looked at in the first views only, so that nobody can be locked on what others will never agree to.
+        if !record.speeds.is_empty() && record.beacon.view >= CENSORSHIP_VIEWS {
+            return Err(RuleViolation::Shape("names steps of proofs of speed in a later view"));
+        }
+        for step in &record.speeds {
+            self.check_speed(step, scheme)?;
         }
         self.check_beacon(record, scheme)
     }

@@ -2,6 +2,7 @@
 mod accusations;
 mod overlap;
 mod replays;
+mod speeds;
 
 use std::collections::BTreeSet;
 
@@ -117,6 +118,7 @@ impl Run {
             model_root,
             verdicts,
             evidence: Vec::new(),
+            speeds: Vec::new(),
             beacon,
             carried: None,
         };

@@ -24,6 +24,7 @@ impl LyingServer {
             model_root: stage.state.model_root().unwrap_or_default(),
             verdicts: Vec::new(),
             evidence: Vec::new(),
+            speeds: Vec::new(),
             carried: None,
             beacon: VrfKeys::derive(stage.keys).beacon(stage.me(), &chain.agreed.seed, round, 0),
         };

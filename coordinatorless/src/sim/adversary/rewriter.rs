@@ -48,6 +48,7 @@ impl Rewriter {
             model_root: Hash::of(b"another model"),
             verdicts: Vec::new(),
             evidence: Vec::new(),
+            speeds: Vec::new(),
             carried: None,
             beacon: VrfKeys::derive(keys).beacon(proposer, &chain.agreed.seed, round, 0),
         };
@@ -80,6 +81,7 @@ impl Rewriter {
             model_root: Hash::default(),
             verdicts: Vec::new(),
             evidence: Vec::new(),
+            speeds: Vec::new(),
             carried: None,
             beacon: VrfKeys::derive(stage.keys).beacon(stage.me(), &genesis.agreed.seed, Round(1), 0),
         };

@@ -35,13 +35,14 @@ pub(in crate::sim) enum Breach {
     TooManyChanges,
     UndrawnVerdict,
     ForgedEvidence,
+    SpeedUnasked,
     BeaconOutput,
     BeaconOfAnother,
     BeaconOfLaterView,
 }
 
 impl Breach {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Branch,
         Self::Parent,
         Self::ParentView,
@@ -66,6 +67,7 @@ impl Breach {
         Self::TooManyChanges,
         Self::UndrawnVerdict,
         Self::ForgedEvidence,
+        Self::SpeedUnasked,
         Self::BeaconOutput,
         Self::BeaconOfAnother,
         Self::BeaconOfLaterView,
@@ -178,6 +180,7 @@ impl Breach {
                 let victim = stage.others().first().copied().unwrap_or(stranger);
                 record.evidence = vec![Evidence::new(victim, vote(Some(other)), vote(None))];
             }
+            Self::SpeedUnasked => record.speeds = vec![SpeedStep::Proven(stranger)],
             Self::BeaconOutput => record.beacon.output[0] ^= 1,
             Self::BeaconOfAnother => record.beacon.proposer = stage.others().first().copied().unwrap_or(stranger),
             Self::BeaconOfLaterView => record.beacon.view = record.beacon.view.saturating_add(1),

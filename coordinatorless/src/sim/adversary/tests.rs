@@ -4,6 +4,7 @@ use rand::{RngExt, SeedableRng};
 use super::rewriter::Rewriter;
 use super::rule_breaker::Breach;
 use super::*;
+use crate::config::VerificationConfig;
 use crate::protocol::beacon::VrfKeys;
 use crate::protocol::membership::Standing;
 use crate::protocol::sync::{fork_share, verify_next};
@@ -305,9 +306,15 @@ fn any_mix_of_liars_below_a_third_breaks_no_promise() {
             duplicate: 0.02,
             ..Link::default()
         };
+        let verification = VerificationConfig {
+            speed_secs: 1.5,
+            speed_every: 4,
+            ..VerificationConfig::default()
+        };
         holds(&Scenario {
             peers: 10,
             link,
+            verification,
             ..seven(seed, liars)
         });
     }
@@ -505,6 +512,7 @@ fn every_breach_but_two_is_seen_in_the_record_itself() {
             model_root: Hash::of(b"model"),
             verdicts: Vec::new(),
             evidence: Vec::new(),
+            speeds: Vec::new(),
             carried: None,
             beacon: VrfKeys::derive(stage.keys).beacon(stage.me(), &chain.agreed.seed, Round(1), 0),
         };

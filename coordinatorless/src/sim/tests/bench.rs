@@ -390,7 +390,7 @@ impl Bench {
                 self.push(SECOND / 10, Item::Event(at, life, Box::new(event)));
             }
             Effect::StopTraining(round) => self.peers[at].stopped.push(round),
-            Effect::Members(_) => {}
+            Effect::Speed(_) | Effect::OpenSpeed(_) | Effect::CheckSpeed(_) | Effect::Members(_) => {}
         }
     }
 

@@ -16,7 +16,7 @@ const SEVEN: [&str; 7] = [
 ];
 
 /// What failed once.
-pub(super) const REGRESSIONS: [&str; 13] = [
+pub(super) const REGRESSIONS: [&str; 14] = [
     include_str!("../../../scenarios/regressions/own_branch_refused.toml"),
     include_str!("../../../scenarios/regressions/lapse_locked.toml"),
     include_str!("../../../scenarios/regressions/silent_without_log.toml"),
@@ -30,6 +30,7 @@ pub(super) const REGRESSIONS: [&str; 13] = [
     include_str!("../../../scenarios/regressions/withheld_from_those_who_came_back.toml"),
     include_str!("../../../scenarios/regressions/silent_with_the_better_branch.toml"),
     include_str!("../../../scenarios/regressions/locked_by_the_other_process.toml"),
+    include_str!("../../../scenarios/regressions/claimed_while_listening.toml"),
 ];
 
 /// The seven as a test can afford them: of the thousand, enough to be a crowd.

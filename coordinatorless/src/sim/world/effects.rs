@@ -109,6 +109,9 @@ impl World {
                 self.checker.warned(at, round, &format!("resync to {model_root}"));
             }
             Effect::Audit(order) => self.audit(at, order),
+            Effect::Speed(order) => self.prove_speed(at, order),
+            Effect::OpenSpeed(test) => self.open_speed(at, &test),
+            Effect::CheckSpeed(check) => self.look_at_speed(at, *check),
             Effect::AskRecords { peer, from } => {
                 if let Some(peer) = self.index.get(&peer).copied().map(|peer| self.reached(peer))
                     && let Some(delay) = self.delay(at, peer)
@@ -145,6 +148,11 @@ impl World {
                 Some(double) if self.is_faulty(*double) => {}
                 _ => self.checker.slashed(at, round, member),
             },
+            Notice::Speed {
+                member,
+                asked,
+                proven: Some(shown),
+            } => self.shown_speed(at, member, asked, shown),
             Notice::Warning(warning) => {
                 let round = self.peers[at]
                     .state

@@ -1,0 +1,276 @@
+//! What a peer knows of the proofs of speed that are open, and tells: its own claims, which claims came in time, which openings hold.
+
+use std::collections::BTreeMap;
+
+use super::{MAX_TESTS, SpeedTest};
+use crate::protocol::State;
+use crate::protocol::event::{Effect, SpeedAnswer, SpeedCheck, SpeedOrder};
+use crate::protocol::micros;
+use crate::protocol::round::CENSORSHIP_VIEWS;
+use crate::types::*;
+use crate::wire::{Body, Signed};
+
+/// What this peer knows itself.
+#[derive(Default)]
+pub(in crate::protocol) struct SpeedState {
+    /// Of each open proof, by member and the record that asked.
+    seen: BTreeMap<(PeerId, Round), Seen>,
+    /// Claims that came before the record that asked for them: one a member.
+    early: BTreeMap<PeerId, Signed>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Until when a claim is in time here; not known of a record that this peer learned of late.
+    due: Option<Micros>,
+    claim: Option<Signed>,
+    in_time: bool,
+    /// Whether the opening holds, once that is known.
+    holds: Option<bool>,
+}
+
+impl Seen {
+    fn is_of(&self, step: &SpeedStep) -> bool {
+        match (step, &self.claim) {
+            (SpeedStep::Claimed(_, claim, _), Some(known)) => self.in_time && known.body == Body::Speed(claim.clone()),
+            (SpeedStep::Claimed(..), None) => false,
+            (SpeedStep::Proven(_), _) => self.holds == Some(true),
+        }
+    }
+}
+
+impl SpeedState {
+    pub(in crate::protocol) fn load(&self) -> usize {
+        self.seen.len() + self.early.len()
+    }
+
+    fn of(&self, test: &SpeedTest) -> Option<&Seen> {
+        self.seen.get(&(test.member, test.asked))
+    }
+
+    /// The bits for a `Have`.
+    pub(in crate::protocol) fn bits(&self, tests: &[SpeedTest]) -> u32 {
+        let of = |(at, test): (usize, &SpeedTest)| {
+            let seen = self.of(test);
+            let in_time = u32::from(seen.is_some_and(|seen| seen.in_time));
+            let holds = u32::from(seen.is_some_and(|seen| seen.holds == Some(true)));
+            in_time << at | holds << (at + MAX_TESTS)
+        };
+        tests
+            .iter()
+            .take(MAX_TESTS)
+            .enumerate()
+            .map(of)
+            .fold(0, |all, one| all | one)
+    }
+}
+
+impl State {
+    /// At the start of a round: what the last record asks, draws and ends.
+    pub(in crate::protocol) fn review_speeds(&mut self, now: Micros) {
+        let (chain, me) = (self.chain.clone(), self.keys.id());
+        let (branch, round) = (chain.agreed.branch, chain.agreed.round);
+        let window = micros(self.config.verification.speed_secs);
+        self.speeds.seen.retain(|(member, asked), _| {
+            let test = chain.speed_test(member);
+            test.is_some_and(|test| test.asked == *asked)
+        });
+        for test in &chain.agreed.speeds {
+            let is_new = test.asked == round;
+            let seen = self.speeds.seen.entry((test.member, test.asked)).or_default();
+            if is_new {
+                seen.due.get_or_insert(now + window);
+            }
+            if test.member != me {
+                continue;
+            }
+            if is_new {
+                self.out.push(Effect::Speed(SpeedOrder {
+                    branch,
+                    asked: test.asked,
+                    seed: test.seed,
+                    until: now + window,
+                }));
+            }
+            if test.drawn.is_some_and(|drawn| drawn.since == round) {
+                self.out.push(Effect::OpenSpeed(Box::new(test.clone())));
+            }
+        }
+        for message in std::mem::take(&mut self.speeds.early).into_values() {
+            self.speed_claim(now, message);
+        }
+        self.check_speeds();
+    }
+
+    /// Asks for the openings that were not looked at yet.
+    pub(in crate::protocol) fn check_speeds(&mut self) {
+        let (chain, me) = (self.chain.clone(), self.keys.id());
+        let votes = self.voters.weight_of(&me) > 0;
+        for (at, test) in chain.agreed.speeds.iter().enumerate().filter(|_| votes) {
+            let unknown = self.speeds.of(test).is_some_and(|seen| seen.holds.is_none());
+            if test.drawn.is_none() || test.member == me || !unknown {
+                continue;
+            }
+            // Those who have it first, each peer beginning with another, so that the member need not serve everyone.
+            let bit = 1 << (at + MAX_TESTS);
+            let slot = chain.next_slot();
+            let mut providers: Vec<PeerId> = self
+                .haves
+                .iter()
+                .filter(|(id, have)| **id != me && have.slot == slot && have.speeds & bit != 0)
+                .map(|(id, _)| *id)
+                .collect();
+            let first = providers.partition_point(|id| *id < me);
+            providers.rotate_left(first);
+            providers.retain(|id| *id != test.member);
+            providers.truncate(2);
+            providers.push(test.member);
+            self.out.push(Effect::CheckSpeed(Box::new(SpeedCheck {
+                branch: chain.agreed.branch,
+                test: test.clone(),
+                providers,
+            })));
+        }
+    }
+
+    /// Once a second: says its own claim again while no record has it, and looks for openings.
+    pub(in crate::protocol) fn repeat_speeds(&mut self) {
+        let chain = self.chain.clone();
+        let mine = chain.speed_test(&self.keys.id()).filter(|test| test.claim.is_none());
+        // R19: who listens says nothing at all.
+        if let Some(claim) = mine
+            .filter(|_| !self.listening)
+            .and_then(|test| self.speeds.of(test)?.claim.clone())
+        {
+            self.spread(claim);
+        }
+        self.check_speeds();
+    }
+
+    /// What this peer computed.
+    pub(in crate::protocol) fn speed_answered(&mut self, now: Micros, answer: SpeedAnswer) {
+        let SpeedAnswer {
+            branch,
+            asked,
+            chains,
+            root,
+        } = answer;
+        let slot = Slot {
+            round: asked.next(),
+            ..self.chain.next_slot()
+        };
+        if slot.branch == branch {
+            let message = self.keys.sign(&Body::Speed(SpeedClaim { slot, chains, root }));
+            self.speed_claim(now, message);
+        }
+    }
+
+    /// A claim: in time if it comes within the window after this peer saw the record that asks.
+    pub(in crate::protocol) fn speed_claim(&mut self, now: Micros, message: Signed) {
+        let Body::Speed(claim) = &message.body else { return };
+        let (member, slot) = (message.signer, claim.slot);
+        let (branch, round) = self.height();
+        if slot.branch == branch && slot.round == round.next() {
+            // Members only, one each.
+            self.speeds.early.insert(member, message);
+            return;
+        }
+        if slot.branch != branch || slot.round > round {
+            return self.maybe_behind(now, member, slot);
+        }
+        let asked = slot.round.previous();
+        let Some(seen) = self.speeds.seen.get(&(member, asked)) else {
+            return; // over by now
+        };
+        if let Some(known) = &seen.claim {
+            if known.body != message.body {
+                self.reject(member, "speed", "a second claim of speed for the same record".into());
+            }
+            return;
+        }
+        let step = SpeedStep::Claimed(member, claim.clone(), message.signature);
+        if let Err(violation) = self.chain.check_speed(&step, self.scheme) {
+            return self.reject(member, "speed", violation.to_string());
+        }
+        if let Some(seen) = self.speeds.seen.get_mut(&(member, asked)) {
+            seen.in_time = seen.due.is_some_and(|due| now <= due);
+            seen.claim = Some(message.clone());
+        }
+        self.plan_have(now);
+        if !(self.listening && member == self.keys.id()) {
+            self.relay(message);
+        }
+        self.try_propose(now);
+    }
+
+    /// Whether an opening holds.
+    pub(in crate::protocol) fn speed_checked(
+        &mut self,
+        now: Micros,
+        member: PeerId,
+        asked: Round,
+        outcome: Result<(), String>,
+    ) {
+        let Some(seen) = self.speeds.seen.get_mut(&(member, asked)) else {
+            return;
+        };
+        seen.holds = Some(outcome.is_ok());
+        if let Err(reason) = outcome {
+            self.reject(member, "speed", reason);
+        }
+        self.plan_have(now);
+        self.try_propose(now);
+    }
+
+    /// Whether more than 2/3 of the weight have said this of an open proof, this peer included.
+    fn widely_said(&self, bit: u32) -> bool {
+        let (slot, me) = (self.chain.next_slot(), self.keys.id());
+        let says = |id: &PeerId| match *id == me {
+            true => self.speeds.bits(&self.chain.agreed.speeds) & bit != 0,
+            false => {
+                let have = self.haves.get(id).filter(|have| have.slot == slot);
+                have.is_some_and(|have| have.speeds & bit != 0)
+            }
+        };
+        let voters = self.voters.iter().filter(|(id, _)| says(id));
+        self.voters.quorum(voters.map(|(_, weight)| weight).sum())
+    }
+
+    fn bit_of(&self, step: &SpeedStep) -> Option<u32> {
+        let tests = &self.chain.agreed.speeds;
+        let at = tests.binary_search_by_key(&step.member(), |test| test.member).ok()?;
+        match step {
+            SpeedStep::Claimed(..) => Some(1 << at),
+            SpeedStep::Proven(_) => Some(1 << (at + MAX_TESTS)),
+        }
+    }
+
+    /// The steps for a record of this peer's: what it and most others have seen. Where views fail, there are none.
+    pub(in crate::protocol) fn speed_steps(&self, view: View) -> Vec<SpeedStep> {
+        let step = |test: &SpeedTest| {
+            let seen = self.speeds.of(test)?;
+            let step = match (&test.claim, &test.drawn, &seen.claim) {
+                (None, _, Some(message)) => match &message.body {
+                    Body::Speed(claim) => SpeedStep::Claimed(test.member, claim.clone(), message.signature),
+                    _ => return None,
+                },
+                (Some(_), Some(_), _) => SpeedStep::Proven(test.member),
+                _ => return None,
+            };
+            let known = seen.is_of(&step) && self.bit_of(&step).is_some_and(|bit| self.widely_said(bit));
+            known.then_some(step)
+        };
+        let tests = self.chain.agreed.speeds.iter().filter(|_| view < CENSORSHIP_VIEWS);
+        tests.filter_map(step).collect()
+    }
+
+    /// The step of a record that neither this peer nor, as far as it knows, most others have seen in time.
+    pub(in crate::protocol) fn unseen_speed(&self, record: &Record) -> Option<PeerId> {
+        let unseen = |step: &&SpeedStep| {
+            let test = self.chain.speed_test(&step.member());
+            let seen = test.and_then(|test| self.speeds.of(test));
+            !seen.is_some_and(|seen| seen.is_of(step)) && !self.bit_of(step).is_some_and(|bit| self.widely_said(bit))
+        };
+        record.speeds.iter().find(unseen).map(SpeedStep::member)
+    }
+}
