@@ -92,6 +92,8 @@ const LEFT: f64 = 76.0;
 const RIGHT: f64 = 28.0;
 const TOP: f64 = 112.0;
 const BOTTOM: f64 = 62.0;
+/// Lines whose names stand in a corner of the plot; those of more stand beside it.
+const IN_A_CORNER: usize = 6;
 const INK: &str = "#1f2933";
 const FAINT: &str = "#52606d";
 const GRID: &str = "#e4e7eb";
@@ -139,7 +141,7 @@ impl Plot {
 
     fn draw(&self, text: Text) -> String {
         let placed = self.placed();
-        let scale = Scale::of(&placed, self.axis);
+        let scale = Scale::of(&placed, self.axis, self.edge());
         let mut canvas = Canvas::new(text);
         canvas.text(LEFT, 36.0, 20.0, INK, Anchor::Start, &self.title);
         canvas.text(LEFT, 58.0, 13.0, FAINT, Anchor::Start, &self.subtitle);
@@ -150,9 +152,19 @@ impl Plot {
         }
         match self.series.len() {
             0..=3 => self.legend(&mut canvas),
-            _ => self.column(&mut canvas),
+            4..=IN_A_CORNER => self.column(&mut canvas),
+            _ => self.beside(&mut canvas),
         }
         canvas.finish()
+    }
+
+    /// Where the plot ends on the right: so many lines leave no corner free for their names.
+    fn edge(&self) -> f64 {
+        let longest = self.series.iter().map(|series| series.name.chars().count()).max();
+        match self.series.len() {
+            0..=IN_A_CORNER => WIDTH - RIGHT,
+            _ => WIDTH - RIGHT - 52.0 - 6.6 * longest.unwrap_or(0) as f64,
+        }
     }
 
     /// The lines, with their points where the axis puts them.
@@ -167,7 +179,7 @@ impl Plot {
     fn axes(&self, canvas: &mut Canvas, scale: &Scale) {
         for tick in &scale.y_ticks {
             let y = scale.y(*tick);
-            canvas.line(LEFT, y, WIDTH - RIGHT, y, GRID, 1.0, "");
+            canvas.line(LEFT, y, scale.edge, y, GRID, 1.0, "");
             canvas.text(LEFT - 10.0, y + 4.5, 13.0, FAINT, Anchor::End, &label(*tick));
         }
         let floor = HEIGHT - BOTTOM;
@@ -176,9 +188,9 @@ impl Plot {
             canvas.line(x, floor, x, floor + 6.0, FAINT, 1.0, "");
             canvas.text(x, floor + 22.0, 13.0, FAINT, Anchor::Middle, &self.axis.tick(*tick));
         }
-        canvas.line(LEFT, floor, WIDTH - RIGHT, floor, FAINT, 1.2, "");
+        canvas.line(LEFT, floor, scale.edge, floor, FAINT, 1.2, "");
         canvas.text(
-            (LEFT + WIDTH - RIGHT) / 2.0,
+            (LEFT + scale.edge) / 2.0,
             HEIGHT - 16.0,
             13.0,
             FAINT,
@@ -196,7 +208,7 @@ impl Plot {
             // Labels step down, so that marks close to one another can both be read.
             let y = TOP + 16.0 + 20.0 * (i % 4) as f64;
             canvas.line(x, TOP, x, HEIGHT - BOTTOM, MARK, 1.2, "5 4");
-            let right = x > WIDTH - RIGHT - 160.0;
+            let right = x > scale.edge - 160.0;
             let (at, anchor) = if right {
                 (x - 6.0, Anchor::End)
             } else {
@@ -229,6 +241,16 @@ impl Plot {
             canvas.line(right - 32.0, y - 4.0, right, y - 4.0, colour(i), 3.0, dashes(i));
         }
     }
+
+    /// The names of very many lines, beside the plot.
+    fn beside(&self, canvas: &mut Canvas) {
+        let left = self.edge() + 20.0;
+        for (i, series) in self.series.iter().enumerate() {
+            let y = TOP + 8.0 + 20.0 * i as f64;
+            canvas.line(left, y - 4.0, left + 24.0, y - 4.0, colour(i), 3.0, dashes(i));
+            canvas.text(left + 32.0, y, 12.5, INK, Anchor::Start, &series.name);
+        }
+    }
 }
 
 fn colour(series: usize) -> &'static str {
@@ -246,10 +268,12 @@ struct Scale {
     y_range: (f64, f64),
     x_ticks: Vec<f64>,
     y_ticks: Vec<f64>,
+    /// Where the plot ends on the right.
+    edge: f64,
 }
 
 impl Scale {
-    fn of(series: &[Series], axis: Axis) -> Self {
+    fn of(series: &[Series], axis: Axis, edge: f64) -> Self {
         let finite = |value: &f64| value.is_finite();
         let xs: Vec<f64> = series
             .iter()
@@ -278,11 +302,12 @@ impl Scale {
                 Axis::Rounds => ticks((x0, x1), 10),
             },
             y_ticks: ticks(y_range, 6),
+            edge,
         }
     }
 
     fn x(&self, value: f64) -> f64 {
-        LEFT + share(value, self.x_range) * (WIDTH - LEFT - RIGHT)
+        LEFT + share(value, self.x_range) * (self.edge - LEFT)
     }
 
     fn y(&self, value: f64) -> f64 {
@@ -492,6 +517,33 @@ mod tests {
                 },
             ],
         }
+    }
+
+    #[test]
+    fn the_names_of_very_many_lines_stand_beside_them() {
+        let one = |name: usize| Series {
+            name: format!("arm {name}"),
+            points: vec![(1.0, 2.0), (30.0, 1.0)],
+        };
+        let plot = Plot {
+            series: (0..15).map(one).collect(),
+            marks: Vec::new(),
+            ..plot()
+        };
+        let scale = Scale::of(&plot.placed(), plot.axis, plot.edge());
+        assert!(scale.x(30.0) < WIDTH - RIGHT - 80.0, "{}", scale.x(30.0));
+        let svg = plot.svg();
+        let name = svg.split("<text ").find(|text| text.contains(">arm 14<")).unwrap();
+        let x: f64 = name
+            .split("x=\"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!(x > scale.x(30.0), "{name}");
     }
 
     /// Pixels that are not white.
