@@ -32,6 +32,21 @@ fn a_gpu_that_is_not_there_is_said_before_anything_is_prepared() {
 }
 
 #[test]
+fn a_command_whose_reader_went_away_ends_quietly() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("one.toml"), "peers = 2\nrounds = 2\n").unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command(home.path(), &["sim", "one.toml"])
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(141), ""));
+}
+
+#[test]
 fn every_command_has_help_with_an_example() {
     let home = tempfile::tempdir().unwrap();
     let help = String::from_utf8(murmur(home.path(), &["--help"]).stdout).unwrap();
