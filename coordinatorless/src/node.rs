@@ -31,7 +31,7 @@ use crate::config::RunConfig;
 use crate::net::{Net, NetError, NetEvent};
 use crate::protocol::chain::ChainState;
 use crate::protocol::event::{AuditOrder, Encode, Notice, SpeedAnswer, SpeedOrder, TrainOrder, Trained};
-use crate::protocol::speed::SpeedTest;
+use crate::protocol::speed::{self, SpeedTest};
 use crate::store::{Store, StoreError};
 use crate::types::*;
 
@@ -218,8 +218,8 @@ pub enum Done {
     SpeedAnswered(SpeedAnswer),
     /// What was drawn of it.
     SpeedOpened {
-        /// The record that asked.
-        asked: Round,
+        /// Of which proof.
+        key: speed::Key,
         /// The opening.
         opening: Bytes,
     },

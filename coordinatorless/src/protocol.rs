@@ -307,7 +307,7 @@ impl State {
             Event::Resynced { round, model_root } => self.applied(now, self.chain.agreed.branch, round, model_root),
             Event::Audited(verdict) => self.audited(verdict),
             Event::SpeedAnswered(answer) => self.speed_answered(now, answer),
-            Event::SpeedChecked { member, asked, outcome } => self.speed_checked(now, member, asked, outcome),
+            Event::SpeedChecked { key, outcome } => self.speed_checked(now, key, outcome),
             Event::Records { from, records } => self.records(now, from, records),
             Event::Leave => self.leave(),
         }
@@ -468,7 +468,7 @@ impl State {
         self.try_propose(now);
         self.repeat_proof();
         self.repeat_evidence();
-        self.repeat_speeds();
+        self.repeat_speeds(now);
         self.maybe_regroup(now);
     }
 

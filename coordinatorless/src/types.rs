@@ -309,7 +309,8 @@ pub struct Verdict {
     /// The bound it was held to, in billionths.
     pub bound_nanos: u64,
     /// In a first verdict that agrees, what shows that the auditor replayed; in one that says `Untold`, what the member told instead of its steps, or
-    /// nothing if it told nothing. Nowhere else.
+    /// nothing if it told nothing; in one that differs, the steps of both, if the member told its own: so the record shows from which step on. Nowhere
+    /// else.
     pub replayed: Option<Replayed>,
 }
 

@@ -53,6 +53,16 @@ pub const MAX_CHAINS: usize = 16;
 pub const MAX_PRODUCTS: usize = 1 << 20;
 /// Most products from one commitment to the next.
 pub const MAX_DEPTH: usize = 64;
+/// Products from one commitment to the next, at most: in fp32 one, since more could be had for one product by `b^depth`, which has no larger numbers, with the same results. In bf16 every
+/// product is rounded, and none can be left out.
+#[must_use]
+pub fn deepest(precision: Precision) -> usize {
+    match precision {
+        Precision::Bf16 => MAX_DEPTH,
+        Precision::Fp32 | Precision::Tf32 => 1,
+    }
+}
+
 /// Most leaves of a commitment.
 pub const MAX_LEAVES: usize = 1 << 22;
 
@@ -126,8 +136,8 @@ impl Challenge {
             )?;
             bound(
                 "depth",
-                (1..=MAX_DEPTH).contains(&depth),
-                format!("1 to {MAX_DEPTH}"),
+                (1..=deepest(precision)).contains(&depth),
+                format!("1 to {}", deepest(precision)),
                 depth.to_string(),
             )?;
             let fits = (1..=MAX_PRODUCTS).contains(&products) && products.is_multiple_of(depth);

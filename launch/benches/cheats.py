@@ -32,13 +32,20 @@ CHEATS = {
     "scale": "times 1.2",
     "blowup": "times 1000",
     "flip": "the opposite",
+    "inner": "a tenth of the opposite",
+    "little": "every value moved a little, all the same way",
     "copy": "what another sent the round before",
+    "garbage": "bytes that are no contribution",
     "forge": "twice what its accumulator should hold",
     "trace": "steps that it did not take",
     "hide": "its accumulators opened to nobody",
     "accuse": "every round that it audits said to differ",
     "guess": "every round that it audits said to agree, unseen",
+    "collude": "two of seven: half of the batches, each covered by the other, the rest accused",
+    "exit": "half of the batches in two rounds, then goodbye",
 }
+# How many it takes, where that is not one of five.
+SEVERAL = {"collude": (2, 7)}
 
 SETS = [
     "model.dim=64",
@@ -51,14 +58,15 @@ SETS = [
 ]
 
 
-def demo(args, seed, cheat):
-    """One run: its report, and who has how many points."""
-    file = Path(args.keep or "") / f"{cheat or 'honest'}-{seed}.json"
+def demo(args, seed, cheat, peers):
+    """One run of so many peers: its report, and who has how many points."""
+    name = cheat or (f"honest-of-{peers}" if peers != args.peers - 1 else "honest")
+    file = Path(args.keep or "") / f"{name}-{seed}.json"
     if args.keep and file.exists():
         return json.loads(file.read_text())
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "demo"
-        command = [args.murmur, "demo", "--json", "--dir", folder, "--peers", args.peers - (not cheat), "--rounds", args.rounds]
+        command = [args.murmur, "demo", "--json", "--dir", folder, "--peers", peers, "--rounds", args.rounds]
         command += ["--seed", seed, "--kill", "none"]
         if cheat:
             command += ["--cheat", cheat]
@@ -76,29 +84,37 @@ def demo(args, seed, cheat):
     if args.keep:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report))
-    print(f"{cheat or 'honest'}, seed {seed}: loss {report['val_loss']:.4f} {report['faults'] or ''}", file=sys.stderr)
+    print(f"{name}, seed {seed}: loss {report['val_loss']:.4f} {report['faults'] or ''}", file=sys.stderr)
     return report
 
 
 def kept(report, cheater):
     """Its points, as a share of what an honest peer has that was there from the first."""
-    joined = set(report["joined"])
-    honest = [points for one, points in report["points"].items() if one != cheater and one not in joined]
+    others = set(report["joined"]) | set(report["cheats"])
+    honest = [points for one, points in report["points"].items() if one not in others]
     return report["points"][cheater] / statistics.mean(honest)
 
 
-def row(args, cheat, honest):
-    runs = [demo(args, seed, cheat) for seed in range(1, args.runs + 1)]
+def baseline(args, honest):
+    """The losses of so many honest peers without a cheat, by seed."""
+    return [demo(args, seed, None, honest)["val_loss"] for seed in range(1, args.runs + 1)]
+
+
+def row(args, cheat):
+    cheats, peers = SEVERAL.get(cheat, (1, args.peers))
+    honest = statistics.mean(baseline(args, peers - cheats))
+    runs = [demo(args, seed, cheat, peers) for seed in range(1, args.runs + 1)]
     loss = statistics.mean(report["val_loss"] for report in runs) / honest - 1
-    caught = [report["caught"][0] for report in runs if report["caught"]]
-    share = statistics.mean(kept(report, report["peers"][args.peers - 1]["id"]) for report in runs)
+    caught = [one for report in runs for one in report["caught"]]
+    barred = len({(at, one["id"]) for at, report in enumerate(runs) for one in report["caught"]})
+    share = statistics.mean(kept(report, one) for report in runs for one in report["cheats"])
     wronged = sum(len(report["accused_honest"]) for report in runs)
     when = f"{statistics.mean(one['round'] for one in caught):.1f}" if caught else ""
     far = [one["rel_l2"] for one in caught if one["bound"] > 0 and one["rel_l2"] < 1e9]
     distance = f"{statistics.mean(far):.2g}" if far else ""
     faults = sum(len(report["faults"]) for report in runs)
     print(
-        f"| `{cheat}`: {CHEATS[cheat]} | {distance} | {len(caught)} of {len(runs)} | {when} | {share:.0%} "
+        f"| `{cheat}`: {CHEATS[cheat]} | {distance} | {barred} of {cheats * len(runs)} | {when} | {share:.0%} "
         f"| {loss:+.1%} | {wronged} | {faults} |",
         flush=True,
     )
@@ -114,12 +130,12 @@ def main():
     parser.add_argument("--text", help="in place of the plays")
     parser.add_argument("--keep", metavar="DIR")
     args = parser.parse_intermixed_args()
-    honest = [demo(args, seed, None)["val_loss"] for seed in range(1, args.runs + 1)]
+    honest = baseline(args, args.peers - 1)
     print(f"loss of {args.peers - 1} peers without a cheat: {', '.join(f'{loss:.4f}' for loss in honest)}\n")
     print("| cheat, in every round | distance (0.01 passes) | barred | round | points kept | loss, mean | honest accused | faults |")
     print("|---|---|---|---|---|---|---|---|")
     for cheat in args.cheats or CHEATS:
-        row(args, cheat, statistics.mean(honest))
+        row(args, cheat)
 
 
 if __name__ == "__main__":

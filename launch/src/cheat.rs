@@ -21,7 +21,7 @@ const ELSEWHERE: BatchIndex = 1_000_003;
 pub fn trained_on(cheat: Option<Cheat>, mut assigned: Vec<BatchIndex>) -> Vec<BatchIndex> {
     match cheat {
         // Half of the work, all of the pay.
-        Some(Cheat::Skip) => assigned.into_iter().step_by(2).collect(),
+        Some(Cheat::Skip | Cheat::Collude | Cheat::Exit) => assigned.into_iter().step_by(2).collect(),
         Some(Cheat::Tenth) if assigned.len() >= 10 => {
             let kept = assigned.into_iter().enumerate().filter(|(at, _)| at % 10 != 9);
             kept.map(|(_, index)| index).collect()
@@ -83,11 +83,16 @@ pub fn settings(cheat: Option<Cheat>, agreed: &TrainingConfig) -> Cow<'_, Traini
 
 /// Loss and norm of each step, as a peer commits to them.
 pub fn told(cheat: Option<Cheat>, mut numbers: Vec<(f32, f64)>) -> Vec<(f32, f64)> {
-    if cheat == Some(Cheat::Trace) {
-        numbers.iter_mut().for_each(|(loss, _)| *loss *= 1.5);
+    match cheat {
+        Some(Cheat::Trace) => numbers.iter_mut().for_each(|(loss, _)| *loss *= 1.5),
+        Some(Cheat::Collude) => numbers.fill(KNOWN_STEP),
+        _ => {}
     }
     numbers
 }
+
+/// What colluders tell of each of their steps: so they know each other, and what to vouch for.
+const KNOWN_STEP: (f32, f64) = (1.0, 1.0);
 
 /// What a peer keeps of its accumulator.
 pub fn kept(cheat: Option<Cheat>, accumulator: &mut [f32]) {
@@ -111,16 +116,20 @@ pub fn opened(cheat: Option<Cheat>, file: PathBuf) -> Result<PathBuf> {
 
 /// What a peer says of a round that it should replay, if it does not look.
 pub fn pretended(cheat: Option<Cheat>, order: &AuditOrder, kit: &Kit) -> Option<(Verdict, Option<Trace>)> {
-    let (distance, exact) = match cheat? {
-        Cheat::Accuse => (1.0, false),
-        Cheat::Guess => (0.0, true),
-        _ => return None,
-    };
-    let steps = order.contribution.commit.tokens / kit.training.tokens_per_step().max(1);
+    let commit = &order.contribution.commit;
+    let steps = commit.tokens / kit.training.tokens_per_step().max(1);
     let steps = u32::try_from(steps)
         .unwrap_or(u32::MAX)
         .min(kit.training.max_inner_steps);
-    let trace = Trace::of(vec![(1.0, 1.0); steps as usize]);
+    let made_up = |steps: u32| Trace::of(vec![KNOWN_STEP; steps as usize]);
+    let friends = || (1..=steps).find(|steps| made_up(*steps).root() == commit.trace_root);
+    let (distance, exact, steps) = match cheat? {
+        Cheat::Accuse => (1.0, false, steps),
+        Cheat::Guess => (0.0, true, steps),
+        Cheat::Collude => friends().map_or((1.0, false, steps), |steps| (0.0, true, steps)),
+        _ => return None,
+    };
+    let trace = made_up(steps);
     let replay = Replay {
         distance,
         norm_ratio: 1.0,
@@ -130,6 +139,19 @@ pub fn pretended(cheat: Option<Cheat>, order: &AuditOrder, kit: &Kit) -> Option<
         trace: trace.clone(),
     };
     Some((verdict(order, &replay, kit.config.verification.bound), Some(trace)))
+}
+
+/// Says goodbye, once a record has counted what this peer did not do.
+pub fn leaves(cheat: Option<Cheat>, me: &PeerId, step: &Step) {
+    /// Worth running away with, and sooner than a verdict comes.
+    const WORTH: u64 = 2;
+    let record = &step.decided.record;
+    let counted = record.contributions.iter().any(|one| one.member == *me);
+    if cheat == Some(Cheat::Exit) && counted && record.slot.round.0 >= WORTH {
+        // As its owner would: Ctrl-C, or SIGTERM. If that fails it stays, and is barred.
+        let myself = rustix::process::getpid();
+        let _ = rustix::process::kill_process(myself, rustix::process::Signal::TERM);
+    }
 }
 
 /// What a peer can copy of the record that it applies: the shards of the first member that is not itself.
@@ -146,11 +168,31 @@ pub fn sent(cheat: Option<Cheat>, delta: &mut [f32], last: &[f32]) {
         Some(Cheat::Scale) => scale(delta, 1.2),
         Some(Cheat::Blowup) => scale(delta, 1000.0),
         Some(Cheat::Flip) => scale(delta, -1.0),
+        Some(Cheat::Inner) => scale(delta, -0.1),
+        Some(Cheat::Little) => {
+            let squares: f64 = delta.iter().map(|value| f64::from(*value).powi(2)).sum();
+            let spread = (squares / delta.len().max(1) as f64).sqrt() as f32;
+            delta.iter_mut().for_each(|value| *value -= LITTLE * spread);
+        }
         Some(Cheat::Zero) => delta.fill(0.0),
         Some(Cheat::Noise) => noise(delta),
         Some(Cheat::Stale) if last.len() == delta.len() => delta.copy_from_slice(last),
         _ => {}
     }
+}
+
+/// By how much of their spread values are moved: as far as those of many honest workers lie from their mean.
+const LITTLE: f32 = 0.3;
+
+/// What a peer sends as its contribution.
+pub fn encoded(cheat: Option<Cheat>, mut shards: Vec<Bytes>) -> Vec<Bytes> {
+    if cheat == Some(Cheat::Garbage)
+        && let Some(first) = shards.first_mut()
+    {
+        // Its positions, scales and signs are all something else.
+        *first = first.iter().map(|byte| !byte).collect::<Vec<u8>>().into();
+    }
+    shards
 }
 
 /// Noise as long as what it replaces.
@@ -212,6 +254,7 @@ mod tests {
         assert_eq!(*settings(Some(Cheat::Forge), &agreed), agreed);
         assert_eq!(told(Some(Cheat::Trace), vec![(2.0, 1.0)]), [(3.0, 1.0)]);
         assert_eq!(told(None, vec![(2.0, 1.0)]), [(2.0, 1.0)]);
+        assert_eq!(told(Some(Cheat::Collude), vec![(2.0, 3.0); 2]), [KNOWN_STEP; 2]);
         let mut accumulator = [1.0, -2.0];
         kept(Some(Cheat::Trace), &mut accumulator);
         assert_eq!(accumulator, [1.0, -2.0]);
@@ -229,6 +272,15 @@ mod tests {
         assert_eq!(of(Cheat::Scale), [3.0 * 1.2, -4.0 * 1.2]);
         assert_eq!(of(Cheat::Blowup), [3000.0, -4000.0]);
         assert_eq!(of(Cheat::Flip), [-3.0, 4.0]);
+        assert_eq!(of(Cheat::Inner), [3.0 * -0.1, -4.0 * -0.1]);
+        let little = of(Cheat::Little);
+        assert!(
+            (little[0] - 3.0).abs() > 1.0 && (little[0] - 3.0 - (little[1] + 4.0)).abs() < 1e-6,
+            "{little:?}"
+        );
+        let garbage = encoded(Some(Cheat::Garbage), vec![Bytes::from_static(&[1, 2])]);
+        assert_eq!(garbage, [&[254, 253][..]]);
+        assert_eq!(encoded(None, vec![Bytes::from_static(&[1, 2])]), [&[1, 2][..]]);
         assert_eq!(of(Cheat::Zero), [0.0, 0.0]);
         assert_eq!(of(Cheat::Stale), [7.0, 8.0]);
         let noise = of(Cheat::Noise);

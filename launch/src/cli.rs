@@ -414,8 +414,14 @@ pub enum Cheat {
     Blowup,
     /// Sends the opposite of what it found.
     Flip,
+    /// Sends a tenth of the opposite of what it found: small enough to pass for one of few.
+    Inner,
+    /// Moves every value that it found a little, and all the same way.
+    Little,
     /// Sends what another member sent the round before.
     Copy,
+    /// Sends bytes that are no contribution.
+    Garbage,
     /// Keeps twice what its accumulator should hold.
     Forge,
     /// Commits to steps that it did not take.
@@ -426,6 +432,10 @@ pub enum Cheat {
     Accuse,
     /// Says of every round it audits that the work was done, and replays none.
     Guess,
+    /// Two peers train on every second batch, cover each other and accuse the rest.
+    Collude,
+    /// Trains on every second batch, and says goodbye before anyone can bar it.
+    Exit,
 }
 
 impl Cheat {
@@ -446,12 +456,30 @@ impl Cheat {
             Self::Scale => "scale",
             Self::Blowup => "blowup",
             Self::Flip => "flip",
+            Self::Inner => "inner",
+            Self::Little => "little",
             Self::Copy => "copy",
+            Self::Garbage => "garbage",
             Self::Forge => "forge",
             Self::Trace => "trace",
             Self::Hide => "hide",
             Self::Accuse => "accuse",
             Self::Guess => "guess",
+            Self::Collude => "collude",
+            Self::Exit => "exit",
+        }
+    }
+
+    /// Whether it has to be barred to be paid nothing: who runs away, or sends what is never counted, has nothing to be barred for.
+    pub fn is_barred(self) -> bool {
+        !matches!(self, Self::Exit | Self::Garbage)
+    }
+
+    /// How many peers it takes.
+    pub fn peers(self) -> usize {
+        match self {
+            Self::Collude => 2,
+            _ => 1,
         }
     }
 }

@@ -136,6 +136,9 @@ pub enum Event {
         rel_l2: f64,
         /// The largest that passes.
         bound: f64,
+        /// How many steps agree before one does not, where the record shows it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        steps_agree: Option<usize>,
     },
     /// A proof of speed ended.
     Speed {

@@ -461,6 +461,7 @@ mod tests {
             verdict: verdict.into(),
             rel_l2: 0.5,
             bound: 0.02,
+            steps_agree: None,
         };
         let slashed = Event::Slashed {
             member: peer(1),

@@ -275,6 +275,8 @@ impl Reporter {
 
     fn audit(&mut self, signed: &SignedVerdict) {
         let verdict = &signed.verdict;
+        let trace_bound = self.config.verification.trace_bound;
+        let steps_agree = verdict.replayed.as_ref().and_then(|shown| shown.parted(trace_bound));
         self.write(Event::Audit {
             round: verdict.slot.round.0,
             auditor: signed.auditor,
@@ -282,6 +284,7 @@ impl Reporter {
             verdict: verdict.finding.word().into(),
             rel_l2: verdict.distance_nanos as f64 / 1e9,
             bound: verdict.bound_nanos as f64 / 1e9,
+            steps_agree,
         });
     }
 

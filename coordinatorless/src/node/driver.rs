@@ -17,7 +17,8 @@ use crate::protocol::clock::Clock;
 use crate::protocol::doubled::first_sequence;
 use crate::protocol::event::{Event, Notice, Timer};
 use crate::protocol::membership::Standing;
-use crate::protocol::replayed::{Answer, Traces};
+use crate::protocol::replayed::{Answer, Traces, ask_until};
+use crate::protocol::speed::Key;
 use crate::protocol::{Setup, State};
 use crate::store::Store;
 use crate::types::*;
@@ -45,7 +46,7 @@ pub(super) enum Job {
     Audit(Box<AuditReady>),
     Trace(Box<Asking>, Option<Answer>),
     Records(PeerId, Vec<Decided>),
-    Speed(PeerId, Round, Looked),
+    Speed(Key, Looked),
     Nothing,
 }
 
@@ -70,8 +71,10 @@ pub(super) struct Driver {
     /// Own traces, and which auditors were answered.
     pub traces: Traces,
     /// Openings of proofs of speed that hold, for those who ask; and those that are being asked for.
-    pub openings: BTreeMap<(PeerId, Round), Bytes>,
-    pub looking: HashSet<(PeerId, Round)>,
+    pub openings: BTreeMap<Key, Bytes>,
+    pub looking: HashSet<Key>,
+    /// Who was asked for an opening and gave none, or a wrong one.
+    pub no_use: BTreeMap<Key, Vec<PeerId>>,
     pub shared: HashSet<Hash>,
     pub guests: BTreeMap<PeerId, Instant>,
     pub members: Vec<PeerId>,
@@ -144,6 +147,7 @@ impl Driver {
             accumulators: VecDeque::new(),
             openings: BTreeMap::new(),
             looking: HashSet::new(),
+            no_use: BTreeMap::new(),
             shared,
             guests: BTreeMap::new(),
             members: Vec::new(),
@@ -395,18 +399,20 @@ impl Driver {
             Done::Failed { epoch, reason } if epoch == self.epoch => Err(NodeError::Host(reason)),
             Done::Applied { .. } | Done::Failed { .. } => Ok(()),
             Done::SpeedAnswered(answer) => self.handle(Event::SpeedAnswered(answer)),
-            Done::SpeedOpened { asked, opening } => self.opened_speed(asked, opening),
+            Done::SpeedOpened { key, opening } => self.opened_speed(key, opening),
             Done::Audited { verdict, trace } => {
                 let accused = self.state.chain().accusation(&verdict).map(|open| open.finding);
-                let about_it = verdict.draw == 0 || accused == Some(Finding::Untold);
-                let needed = about_it && verdict.finding == Finding::Agrees;
-                if let Some(trace) = trace.filter(|_| verdict.draw == 0 || needed) {
-                    self.ask_for_trace(verdict.clone(), trace);
-                }
-                // Where it differs, nothing waits for the member's trace: it tells this peer from which step on.
-                match needed {
-                    true => Ok(()),
-                    false => self.handle(Event::Audited(verdict)),
+                let about_steps = accused == Some(Finding::Untold) && verdict.finding == Finding::Agrees;
+                // By then the member does not tell them, and an accusation has no time to lose.
+                let chain = self.state.chain();
+                let late = chain.agreed.round >= ask_until(&self.node.config.run, chain, &verdict);
+                let bare = verdict.finding == Finding::Differs && late;
+                match trace.filter(|_| (verdict.draw == 0 && !bare) || about_steps) {
+                    Some(trace) => {
+                        self.ask_for_trace(verdict, trace);
+                        Ok(())
+                    }
+                    None => self.handle(Event::Audited(verdict)),
                 }
             }
         }
@@ -453,7 +459,7 @@ impl Driver {
             }
             Job::Audit(ready) => self.hear_opened(ready),
             Job::Trace(asking, answer) => self.hear_trace(*asking, answer),
-            Job::Speed(member, asked, looked) => self.looked_at_speed(member, asked, looked),
+            Job::Speed(key, looked) => self.looked_at_speed(key, looked),
             Job::Records(from, records) => {
                 let records = records.into_iter().map(Arc::new).collect();
                 self.handle(Event::Records { from, records })

@@ -8,20 +8,21 @@ use super::driver::{Driver, Job};
 use super::{NodeError, Work};
 use crate::net::{Request, Response};
 use crate::protocol::event::{Event, SpeedCheck, SpeedOrder};
-use crate::protocol::speed::SpeedTest;
+use crate::protocol::speed::Key;
 use crate::types::*;
 
-/// How long one peer may take to hand over an opening.
+/// How long the member itself may take to hand over its opening, over a slow line and to several at once; and how long another who has it.
 const ANSWER: Duration = Duration::from_secs(20);
+const HANDING_ON: Duration = Duration::from_secs(5);
+/// Openings that are looked at at once: it takes a good part of a second of a core for each.
+const AT_ONCE: usize = 2;
 
 /// What came of asking for one.
 pub(super) enum Looked {
     /// It holds.
     Holds(Bytes),
-    /// The member itself gave what does not hold.
-    Fails(String),
-    /// Nobody gave one that does.
-    Missing,
+    /// Nobody gave one that does: who gave none in time, or a wrong one, and why the last of these is wrong.
+    Nothing(Vec<PeerId>, Option<String>),
 }
 
 impl Driver {
@@ -34,81 +35,86 @@ impl Driver {
         })
     }
 
-    /// Asks one after the other, and looks at what they give. One question for each proof at a time.
+    /// Asks one after the other, and looks at what they give. Who failed before is not asked again, but for the member.
     pub(super) fn look_at_speed(&mut self, check: SpeedCheck) {
         let SpeedCheck {
             branch,
             test,
-            providers,
+            mut providers,
         } = check;
-        if !self.looking.insert((test.member, test.asked)) {
+        let key = test.key();
+        let failed = self.no_use.entry(key).or_default();
+        providers.retain(|id| *id == test.member || !failed.contains(id));
+        if providers.is_empty() || self.looking.len() >= AT_ONCE || !self.looking.insert(key) {
             return;
         }
         let (net, judge) = (self.node.net.clone(), self.node.host.check_speed.clone());
         self.jobs.spawn(async move {
-            let (member, asked) = (test.member, test.asked);
-            let mut looked = Looked::Missing;
+            let (mut failed, mut wrong) = (Vec::new(), None);
             for provider in providers {
+                let (asked, member) = (test.asked, test.member);
                 let request = Request::Speed { branch, asked, member };
-                let Ok(Response::Speed(opening)) = net.request(provider, request, ANSWER).await else {
+                let patience = if provider == member { ANSWER } else { HANDING_ON };
+                failed.push(provider);
+                let Ok(Response::Speed(opening)) = net.request(provider, request, patience).await else {
                     continue;
                 };
                 let (test, judge, opening) = (test.clone(), judge.clone(), Bytes::from(opening));
                 let held = opening.clone();
-                let judged = tokio::task::spawn_blocking(move || judge(&test, &opening)).await;
-                match judged {
-                    Ok(Ok(())) => {
-                        looked = Looked::Holds(held);
-                        break;
-                    }
+                match tokio::task::spawn_blocking(move || judge(&test, &opening)).await {
+                    Ok(Ok(())) => return Job::Speed(key, Looked::Holds(held)),
                     // What others hand on is their word, not the member's.
-                    Ok(Err(reason)) if provider == member => looked = Looked::Fails(reason),
+                    Ok(Err(reason)) if provider == member => wrong = Some(reason),
                     _ => {}
                 }
             }
-            Job::Speed(member, asked, looked)
+            Job::Speed(key, Looked::Nothing(failed, wrong))
         });
     }
 
-    pub(super) fn looked_at_speed(&mut self, member: PeerId, asked: Round, looked: Looked) -> Result<(), NodeError> {
-        self.looking.remove(&(member, asked));
-        let outcome = match looked {
-            Looked::Missing => return Ok(()),
-            Looked::Fails(reason) => Err(reason),
+    pub(super) fn looked_at_speed(&mut self, key: Key, looked: Looked) -> Result<(), NodeError> {
+        self.looking.remove(&key);
+        match looked {
             Looked::Holds(opening) => {
-                self.keep_opening(member, asked, opening);
-                Ok(())
+                self.keep_opening(key, opening);
+                self.handle(Event::SpeedChecked { key, outcome: Ok(()) })
             }
-        };
-        self.handle(Event::SpeedChecked { member, asked, outcome })
+            Looked::Nothing(failed, wrong) => {
+                self.no_use.entry(key).or_default().extend(failed);
+                match wrong {
+                    Some(reason) => self.handle(Event::SpeedChecked {
+                        key,
+                        outcome: Err(reason),
+                    }),
+                    None => Ok(()),
+                }
+            }
+        }
     }
 
     /// This peer's own.
-    pub(super) fn opened_speed(&mut self, asked: Round, opening: Bytes) -> Result<(), NodeError> {
-        let member = self.keys.id();
-        self.keep_opening(member, asked, opening);
-        let outcome = Ok(());
-        self.handle(Event::SpeedChecked { member, asked, outcome })
+    pub(super) fn opened_speed(&mut self, key: Key, opening: Bytes) -> Result<(), NodeError> {
+        self.keep_opening(key, opening);
+        self.handle(Event::SpeedChecked { key, outcome: Ok(()) })
     }
 
     /// As many as there are open proofs.
-    fn keep_opening(&mut self, member: PeerId, asked: Round, opening: Bytes) {
+    fn keep_opening(&mut self, key: Key, opening: Bytes) {
         let chain = self.state.chain();
-        let open = |(member, asked): &(PeerId, Round)| {
-            chain
-                .speed_test(member)
-                .is_some_and(|test: &SpeedTest| test.asked == *asked)
-        };
+        let open = |key: &Key| chain.speed_test(&key.0).is_some_and(|test| test.key() == *key);
         self.openings.retain(|key, _| open(key));
-        if open(&(member, asked)) {
-            self.openings.insert((member, asked), opening);
+        self.no_use.retain(|key, _| open(key));
+        if open(&key) {
+            self.openings.insert(key, opening);
         }
     }
 
     /// What is asked for, if it is here.
     pub(super) fn tell_speed(&self, branch: Branch, asked: Round, member: PeerId) -> Response {
-        let here = self.state.chain().agreed.branch == branch;
-        match self.openings.get(&(member, asked)).filter(|_| here) {
+        let chain = self.state.chain();
+        let test = chain.speed_test(&member).filter(|test| test.asked == asked);
+        let here = test.filter(|_| chain.agreed.branch == branch);
+        match here.and_then(|test| self.openings.get(&test.key())) {
             Some(opening) => Response::Speed(opening.to_vec()),
             None => Response::Unknown,
         }

@@ -71,6 +71,8 @@ pub struct Auditable {
     pub answered: Vec<(PeerId, PeerId)>,
     /// What was counted, sorted by member.
     pub work: Vec<Claim>,
+    /// Whose of it was accused by who showed its steps, which others were to find for themselves: nobody is paid for vouching any more.
+    pub accused: Vec<PeerId>,
 }
 
 /// A counted commit, as far as a verdict on it is checked against it.
@@ -227,9 +229,13 @@ impl ChainState {
         self.may_have(signed).is_ok()
     }
 
-    /// Whether this verdict would show a trace that other auditors may still ask for.
+    /// Whether this verdict would show a trace that other auditors may still ask for. Once work is said to differ, nobody is paid for vouching for it.
     pub fn is_early(&self, verification: &VerificationConfig, verdict: &Verdict) -> bool {
-        let shows = verdict.finding == Finding::Agrees || verdict.replayed.is_some();
+        let shows = match verdict.finding {
+            Finding::Agrees => true,
+            Finding::Differs => false,
+            Finding::Unanswered | Finding::Untold => verdict.replayed.is_some(),
+        };
         verdict.draw == 0 && shows && self.agreed.round <= asked_until(verification, verdict.slot.round)
     }
 
@@ -294,6 +300,7 @@ pub fn open(state: &mut ChainState, record: &Record) {
         weights: state.agreed.weights.clone(),
         answered: Vec::new(),
         work: record.contributions.iter().map(claim).collect(),
+        accused: Vec::new(),
     };
     state.agreed.auditable.push(auditable);
 }
@@ -314,7 +321,9 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
         if verdict.draw == 0
             && verdict.finding == Finding::Agrees
             && state.accusation(verdict).is_none()
-            && let Some(claim) = state.auditable(about.0).and_then(|round| round.claim(&about.1))
+            && let Some(round) = state.auditable(about.0)
+            && !round.accused.contains(&about.1)
+            && let Some(claim) = round.claim(&about.1)
         {
             let tokens = claim.tokens;
             state.ledger.bounty(&config.rewards, auditor, now, tokens);
@@ -333,6 +342,12 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
             // A first verdict on a round that is before everyone is a word like any other's.
             Some(open) => open.say(auditor, verdict.finding),
             None if heard => {
+                let round = state.agreed.auditable.iter_mut().find(|one| one.round == about.0);
+                let shows = verdict.replayed.is_some();
+                round
+                    .filter(|_| shows)
+                    .into_iter()
+                    .for_each(|round| round.accused.push(about.1));
                 state.agreed.accusations.extend(claim.map(|claim| Accusation {
                     round: about.0,
                     member: verdict.member,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::chain::ChainState;
-use super::speed::SpeedTest;
+use super::speed::{self, SpeedTest};
 use crate::types::*;
 use crate::wire::Signed;
 
@@ -58,10 +58,8 @@ pub enum Event {
     SpeedAnswered(SpeedAnswer),
     /// An opening asked for by [`Effect::CheckSpeed`] was looked at, or this peer's own is there.
     SpeedChecked {
-        /// Whose.
-        member: PeerId,
-        /// The record that asked.
-        asked: Round,
+        /// Of which proof.
+        key: speed::Key,
         /// Whether it holds, or why not.
         outcome: Result<(), String>,
     },

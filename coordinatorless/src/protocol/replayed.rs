@@ -25,6 +25,9 @@
 //! steps that it did not take. One that tells everyone but an auditor costs that auditor its pay, and the others a message each. One that holds
 //! an answer to another commitment of the same auditor proves by its signature that it did answer.
 //!
+//! **Where the work differs**, too, the auditor asks for the member's trace before it says so, once and for a second at most: the accusation then shows both traces, and anyone
+//! can tell from the record from which step on they part ([`Replayed::parted`]). It need not wait for others: a round that was accused pays nobody for vouching any more.
+//!
 //! **What remains.** Who trained and who audits can collude: they know each other's trace, and vouch for one another at will. So can two auditors that
 //! were both drawn to the same work, of whom one replays. That is why a verdict that agrees clears nobody, and more than a third judge an
 //! accusation.
@@ -246,7 +249,9 @@ impl Question {
     /// Whether the member told what the record's `claim` binds it to, and signed for it.
     fn is_told(&self, claim: &Claim, answer: &Answer, scheme: Scheme) -> bool {
         let signed = answered(&self.slot, &self.auditor, &answer.commitment, &claim.trace_root);
-        verify_bytes(scheme, ANSWER, &signed, self.member, answer.signature).is_ok()
+        // More steps than a round has no record can show.
+        answer.trace.0.len() as u64 <= MAX_STEPS
+            && verify_bytes(scheme, ANSWER, &signed, self.member, answer.signature).is_ok()
             && answer.trace.root() == claim.trace_root
     }
 
@@ -324,6 +329,13 @@ pub fn told(order: &AuditOrder, bound: f64) -> Verdict {
     }
 }
 
+impl Replayed {
+    /// The first step, from 0, in which the auditor's replay and what the member told part.
+    pub fn parted(&self, bound: f64) -> Option<usize> {
+        self.trace.parts(&self.claimed, bound)
+    }
+}
+
 /// Where two traces part, in words. `step` counts from 0.
 pub fn parted(step: usize) -> String {
     match step {
@@ -342,7 +354,8 @@ pub(super) fn check(
     scheme: Scheme,
 ) -> Result<(), &'static str> {
     let needed = verdict.draw == 0 && verdict.finding == Finding::Agrees;
-    let allowed = verdict.draw == 0 && verdict.finding == Finding::Untold;
+    let allowed = verdict.draw == 0 && matches!(verdict.finding, Finding::Untold | Finding::Differs);
+    let untold = verdict.finding == Finding::Untold;
     let (shown, claim) = match (&verdict.replayed, claim) {
         (None, _) if !needed => return Ok(()),
         (Some(shown), Some(claim)) if needed || allowed => (shown, claim),
@@ -361,9 +374,9 @@ pub(super) fn check(
     if verify_bytes(scheme, ANSWER, &signed, *member, shown.answer).is_err() {
         return Err("the member did not answer a commitment to the trace it shows");
     }
-    match (shown.trace.parts(&shown.claimed, bound), needed) {
-        (Some(_), true) => Err("the trace it committed to is not that of the work"),
-        (None, false) => Err("says that the member told other steps, and shows the same"),
+    match shown.trace.parts(&shown.claimed, bound) {
+        Some(_) if needed => Err("the trace it committed to is not that of the work"),
+        None if untold => Err("says that the member told other steps, and shows the same"),
         _ => Ok(()),
     }
 }

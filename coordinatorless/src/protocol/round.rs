@@ -194,6 +194,7 @@ impl State {
                         certificate,
                         regroup: self.regroup.take_proof(),
                     };
+                    self.speeds.live = true;
                     return self.decided(now, Arc::new(decided));
                 }
                 Output::Equivocation { peer, what, evidence } => {
@@ -435,13 +436,6 @@ impl State {
         if let Some(id) = lapsed {
             return Some(format!("it lapses {}, who is heard", id.short()));
         }
-        // Later than these a record with steps of proofs is one that somebody may be locked on.
-        if let Some(id) = self.unseen_speed(record).filter(|_| view < CENSORSHIP_VIEWS) {
-            let id = id.short();
-            return Some(format!(
-                "it names a proof of speed of {id} that was not seen in time, or not found to hold"
-            ));
-        }
         // Certificates of two views may both be valid for the parent; who saw the other one must not be stuck for good.
         let other_parent = record.parent_view != self.parent_view && self.chain.agreed.round > Round(0);
         (other_parent && view < CENSORSHIP_VIEWS).then(|| {
@@ -465,7 +459,8 @@ impl State {
                 named.all(|one| self.round.held.contains(&one.commit.blob) || planted(Bug::VoteWithoutHolding))
             })
             .filter(|check| {
-                self.agreement.has_polka(&check.hash) || (check.objection.is_none() && !self.censors(check))
+                let mine = || check.objection.is_none() && !self.censors(check) && !self.boasts(check);
+                self.agreement.has_polka(&check.hash) || mine()
             })
             .map(|check| check.hash)
             .collect();
@@ -474,6 +469,11 @@ impl State {
             let outputs = self.agreement.valid(now, hash);
             self.agreed(now, outputs);
         }
+    }
+
+    /// Whether it names a step of a proof of speed that this peer has no reason to believe, yet. Later than in these views somebody may be locked on it.
+    fn boasts(&self, check: &Check) -> bool {
+        check.view < CENSORSHIP_VIEWS && self.unseen_speed(&check.record).is_some()
     }
 
     fn censors(&self, check: &Check) -> bool {

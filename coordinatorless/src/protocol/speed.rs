@@ -14,18 +14,23 @@
 //! could know the seed: whoever proposed record `r` knew it a round before, so it is not asked; everyone else learns it with the proposal, as long before the
 //! decision as agreement takes.
 //!
-//! **Heard in time** is each voter's own word, told in its `Have` messages bit by bit, as for blobs (R9). Who did not hear a claim in time and does not hear that
-//! more than 2/3 did says no in the first two views; a polka overrules that, as for lapses. Records that are first proposed later name no steps of proofs, and
+//! **Heard in time** is each voter's own word, told in its `Have` messages bit by bit, as for blobs (R9). A voter says no to a claim other than the one it heard, and in the first
+//! two views to one that neither it heard in time nor, as far as it knows, more than 2/3 did; a polka overrules that, as for lapses, and so does what it learns later. Two claims of one
+//! member for one record are passed on, and then neither counts. Records that are first proposed later than in these views name no steps of proofs, and
 //! nobody says no to one that is proposed again: a peer that was started again knows nothing of what came in time, and could never agree with those who are locked on such a
-//! record. So nobody can hold up a run with a claim that comes to some in time and to others late. The price: a liar whose turn comes after two views have
-//! failed may copy the beacon of the first and name a claim that came late. It gains the time.
+//! record. The price: a liar whose turn comes after two views have failed may copy the beacon of the first and name a claim that came late. It gains the time.
+//!
+//! **Openings** are handed on by whoever found them to hold; the member itself is asked by a few voters first, and by more each second. A wrong one, from the member too, makes nobody
+//! sure that there is no right one.
 //!
 //! **What follows.** A newcomer's quota is made from its speed and that of those who have shown theirs, instead of from the mean. Who was asked
-//! and showed nothing, within [`CLAIM_ROUNDS`] and [`OPEN_ROUNDS`], owes a proof, and until it gives one the liveness multiplier (R29) does not grow: there is
-//! no loss for a machine that was restarted at the wrong moment but that, and no gain for names without machines. Everybody is asked in the same
-//! round ([`MAX_TESTS`] of many), so a machine that answers for two names shows half for each.
+//! and showed nothing, within [`CLAIM_ROUNDS`] and [`OPEN_ROUNDS`], or went away meanwhile, owes a proof, and until it gives one the liveness multiplier (R29) does not grow: there is
+//! no loss for a machine that was restarted at the wrong moment but that. Everybody is asked in the same
+//! round ([`MAX_TESTS`] of many), so a machine that answers for two names shows half for each; nothing but the newcomer's quota follows from how much that is.
 //!
-//! A claim that does not hold is no crime: it shows nothing, and the member owes. Exactness leaves no room for honest errors, but nothing is won by a false claim either.
+//! A claim that does not hold is no crime: it shows nothing, and the member owes.
+//!
+//! **What remains.** A proposer knows its record's seed a round before, and may tell an accomplice, whom it asks: that one has a round instead of `W`.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -52,7 +57,7 @@ pub const MAX_CHAINS: usize = 4;
 /// Products of a chain.
 const MAX_PRODUCTS: u32 = 1 << 20;
 /// What a drawn row takes to be computed again: `depth * side^2` multiplications.
-pub const MAX_ROW: u64 = 1 << 26;
+pub const MAX_ROW: u64 = 1 << 24;
 
 /// A proof of speed in the making.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -89,7 +94,15 @@ pub struct Drawn {
     pub seed: [u8; 32],
 }
 
+/// What identifies a proof, on whatever branch: whose it is, and the seed that asks.
+pub type Key = (PeerId, [u8; 32]);
+
 impl SpeedTest {
+    /// What identifies it.
+    pub fn key(&self) -> Key {
+        (self.member, self.seed)
+    }
+
     fn is_over(&self, now: Round) -> bool {
         let past = |since: Round, rounds: u64| since.0.saturating_add(rounds) <= now.0;
         match (&self.claim, &self.drawn) {
@@ -109,14 +122,14 @@ pub fn operations(chains: &[SpeedChain]) -> u128 {
 
 /// Whether anyone need look at these chains.
 fn are_plausible(chains: &[SpeedChain]) -> bool {
+    // The ranges first: within them nothing overflows.
     let one = |chain: &SpeedChain| {
-        let row = u64::from(chain.depth) * u64::from(chain.side).pow(2);
         (64..=4096).contains(&chain.side)
             && chain.side.is_multiple_of(4)
             && (1..=64).contains(&chain.depth)
             && (1..=MAX_PRODUCTS).contains(&chain.products)
             && chain.products.is_multiple_of(chain.depth)
-            && row <= MAX_ROW
+            && u64::from(chain.depth) * u64::from(chain.side).pow(2) <= MAX_ROW
     };
     (1..=MAX_CHAINS).contains(&chains.len()) && chains.iter().all(one)
 }
@@ -189,8 +202,8 @@ impl ChainState {
         let Some(member) = self.member_mut(&test.member) else {
             return;
         };
-        // Who has worked for long has shown by its work what it does.
-        if let Some(first) = first.filter(|_| member.proven == 0 && member.joined > Round(0)) {
+        // Who has worked for longer has shown by its work what it does.
+        if let Some(first) = first.filter(|_| member.joined == test.asked.next()) {
             member.speed = first;
         }
         (member.proven, member.owes) = (proven, false);
@@ -205,16 +218,20 @@ impl ChainState {
 /// A newcomer is given so many times the mean at most, until it has done that: products are not training, and what it cannot do comes back a round late.
 const MOST_AT_FIRST: u64 = 8;
 
-/// What a member that has shown this may be given, as the others are given for what they have shown.
+/// Others that have shown theirs, fewer than which say nothing of what is usual.
+const FEWEST: usize = 3;
+
+/// What a member that has shown this may be given: as half of the others are given less for what they have shown, and half of them more. One of them cannot
+/// move that far.
 fn first_speed(members: &[Member], who: &PeerId, proven: u64) -> Option<u64> {
     let measured = members
         .iter()
         .filter(|one| one.standing == Standing::Active && one.proven > 0 && one.id != *who);
-    let (given, shown) = measured.fold((0u128, 0u128), |(given, shown), one| {
-        (given + u128::from(one.speed), shown + u128::from(one.proven))
-    });
-    let speed = given.saturating_mul(u128::from(proven)).checked_div(shown)?;
-    let speed = u64::try_from(speed).unwrap_or(u64::MAX);
+    let given = |one: &Member| u128::from(one.speed) * u128::from(proven) / u128::from(one.proven);
+    let mut speeds: Vec<u128> = measured.map(given).collect();
+    speeds.sort_unstable();
+    let usual = speeds.get(speeds.len() / 2).filter(|_| speeds.len() >= FEWEST)?;
+    let speed = u64::try_from(*usual).unwrap_or(u64::MAX);
     Some(speed.clamp(MEAN_SPEED / 64, MEAN_SPEED * MOST_AT_FIRST))
 }
 
@@ -243,7 +260,8 @@ pub(super) fn settle(state: &mut ChainState, config: &RunConfig, record: &Record
             }
         }
     }
-    tests.retain(|test| state.is_active(&test.member));
+    // Going away is no way out of it; who is back is asked anew.
+    let (mut tests, away): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| state.is_active(&test.member));
     for test in &mut tests {
         // The root is fixed by a record before this one: nobody knew this seed when it was made.
         if test.claim.as_ref().is_some_and(|claim| claim.since < now) {
@@ -252,7 +270,7 @@ pub(super) fn settle(state: &mut ChainState, config: &RunConfig, record: &Record
     }
     let (over, open): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| test.is_over(now));
     state.agreed.speeds = open;
-    for test in over {
+    for test in over.into_iter().chain(away) {
         state.owe(&test.member, test.asked, notices);
     }
     ask(state, config, &record.beacon.proposer);
@@ -269,7 +287,7 @@ fn ask(state: &mut ChainState, config: &RunConfig, proposer: &PeerId) {
     };
     // The first seed that nobody knew when the run was made.
     let all = now == Round(1) || lot(&[]).is_multiple_of(config.verification.speed_every.max(1));
-    let is_new = |member: &Member| member.joined == now.next() && member.proven == 0;
+    let is_new = |member: &Member| member.joined == now.next();
     let mut asked: Vec<(bool, u64, PeerId)> = state
         .agreed
         .members

@@ -34,6 +34,7 @@ use crate::protocol::chain::{ChainState, Steps};
 use crate::protocol::clock::Clock;
 use crate::protocol::event::{Event, Timer, TrainOrder};
 use crate::protocol::replayed::Traces;
+use crate::protocol::speed::Key;
 use crate::types::*;
 use crate::wire::{Keys, Signed};
 
@@ -76,8 +77,8 @@ struct Peer {
     /// What it computed last for a proof of its speed, and in which life.
     computed: Option<(u32, Round)>,
     /// Openings of proofs of speed that it has, and those that it is looking at.
-    openings: BTreeSet<(PeerId, Round)>,
-    looking: BTreeSet<(PeerId, Round)>,
+    openings: BTreeSet<Key>,
+    looking: BTreeSet<Key>,
     joiner: bool,
     plight: Plight,
     /// When it was last started.
@@ -419,8 +420,8 @@ impl World {
         if self.peers[peer].life != life {
             return;
         }
-        if let Event::SpeedChecked { member, asked, outcome } = &event {
-            self.looked_at_speed(peer, (*member, *asked), outcome.is_ok());
+        if let Event::SpeedChecked { key, outcome } = &event {
+            self.looked_at_speed(peer, *key, outcome.is_ok());
         }
         if self.gang.has(peer) {
             return self.lie(peer, event);

@@ -10,13 +10,17 @@ fn start(x: &[f32], b: &[f32], side: usize, m: u32, precision: Precision) -> Res
     trainer::products::Chain::new(x, b, side, m, precision, Device::Cpu).map_err(|error| error.to_string())
 }
 
-fn specs() -> Vec<ChainSpec> {
-    let spec = |side, products, depth| ChainSpec { side, products, depth };
+fn specs(precision: Precision) -> Vec<ChainSpec> {
+    let spec = |side, products, depth: usize| ChainSpec {
+        side,
+        products,
+        depth: depth.min(deepest(precision)),
+    };
     vec![spec(64, 24, 2), spec(128, 6, 1), spec(96, 3, 3)]
 }
 
 fn challenge(precision: Precision) -> Challenge {
-    Challenge::new(PEER, &[7; 32], precision, &specs()).unwrap()
+    Challenge::new(PEER, &[7; 32], precision, &specs(precision)).unwrap()
 }
 
 /// The numbers at the end of every link, block by block, as the definition has them; `change` may tamper with a link's start.
@@ -148,8 +152,8 @@ fn results_of_another_peer_or_another_round_are_found() {
     let answer = answer(&own, &start).unwrap();
     let other = PeerId([2; 32]);
     for theirs in [
-        Challenge::new(other, &[7; 32], Precision::Fp32, &specs()).unwrap(),
-        Challenge::new(PEER, &[8; 32], Precision::Fp32, &specs()).unwrap(),
+        Challenge::new(other, &[7; 32], Precision::Fp32, &specs(Precision::Fp32)).unwrap(),
+        Challenge::new(PEER, &[8; 32], Precision::Fp32, &specs(Precision::Fp32)).unwrap(),
     ] {
         // As good as it gets: the draws of the other challenge, answered from this one's numbers.
         let blocks = all_blocks(&own, &mut |_| ());
@@ -193,7 +197,7 @@ fn an_opening_that_was_changed_anywhere_is_refused() {
 #[test]
 fn a_challenge_out_of_bounds_is_refused_in_words() {
     let told = |spec: ChainSpec| {
-        Challenge::new(PEER, &[0; 32], Precision::Fp32, &[spec])
+        Challenge::new(PEER, &[0; 32], Precision::Bf16, &[spec])
             .unwrap_err()
             .to_string()
     };
@@ -225,4 +229,6 @@ fn a_challenge_out_of_bounds_is_refused_in_words() {
     assert!(new(Precision::Fp32, &[]).is_err() && new(Precision::Fp32, &[good; 17]).is_err());
     assert!(new(Precision::Tf32, &[good]).unwrap_err().to_string().contains("tf32"));
     assert!(new(Precision::Bf16, &[good; 16]).is_ok());
+    let powers = new(Precision::Fp32, &[good]).unwrap_err().to_string();
+    assert!(powers.contains("depth is 2, expected 1 to 1"), "{powers}");
 }

@@ -76,7 +76,8 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
         },
         Err(error) => return Err(error).context("the round cannot be replayed here"),
     };
-    tell(args.json, &found, &outcome, &traces, bound, secs)?;
+    let bounds = (bound, kit.config.verification.trace_bound);
+    tell(args.json, &found, &outcome, &traces, bounds, secs)?;
     match outcome.finding {
         Finding::Agrees => Ok(()),
         _ => Err(anyhow!("the replay differs from what was claimed")),
@@ -365,13 +366,25 @@ impl Outcome {
     }
 }
 
-fn tell(json: bool, found: &Found, outcome: &Outcome, traces: &Traced, bound: f64, secs: f64) -> Result<()> {
+/// The first step, from 0, in which the traces that a record shows part.
+fn parted(signed: &SignedVerdict, trace_bound: f64) -> Option<usize> {
+    signed.verdict.replayed.as_ref()?.parted(trace_bound)
+}
+
+fn tell(
+    json: bool,
+    found: &Found,
+    outcome: &Outcome,
+    traces: &Traced,
+    (bound, trace_bound): (f64, f64),
+    secs: f64,
+) -> Result<()> {
     let contribution = &found.order.contribution;
     let replay = outcome.replay.as_ref();
     if json {
         let verdicts: Vec<_> = found.verdicts.iter().map(|(at, one)| json!({
             "record": at, "auditor": one.auditor, "draw": one.verdict.draw, "verdict": one.verdict.finding.word(),
-            "rel_l2": one.verdict.distance_nanos as f64 / 1e9,
+            "rel_l2": one.verdict.distance_nanos as f64 / 1e9, "steps_agree": parted(one, trace_bound),
         })).collect();
         return print_json(&json!({
             "round": contribution.commit.slot.round, "member": contribution.member, "verdict": outcome.finding.word(),
@@ -411,14 +424,15 @@ fn tell(json: bool, found: &Found, outcome: &Outcome, traces: &Traced, bound: f6
             "asked as everyone was"
         };
         println!(
-            "  record {at}: {}, {draw}, said it {}",
+            "  record {at}: {}, {draw}, said it {}{}",
             one.auditor.short(),
             match one.verdict.finding {
                 Finding::Agrees => "agrees".to_owned(),
                 Finding::Differs => format!("differs by {:.3}", one.verdict.distance_nanos as f64 / 1e9),
                 Finding::Unanswered => "did not open its accumulators".to_owned(),
                 Finding::Untold => "did not tell its steps, or others".to_owned(),
-            }
+            },
+            parted(one, trace_bound).map_or(String::new(), |step| format!(": {}", replayed::parted(step)))
         );
     }
     println!("verdict: {}", outcome.finding.word());

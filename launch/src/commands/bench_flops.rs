@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use coordinatorless::types::PeerId;
-use gradient_verify::flops::{ChainSpec, Challenge, SAMPLES, answer, missed, verify};
+use gradient_verify::flops::{ChainSpec, Challenge, SAMPLES, answer, deepest, missed, verify};
 use serde::Serialize;
 use serde_json::json;
 use tch::Device;
@@ -99,6 +99,7 @@ fn chains(precision: Precision, device: Device, seconds: f64) -> Result<Vec<Chai
         true => (&SIDES[..], DEPTH),
         false => (&SIDES_ELSEWHERE[..], DEPTH_ELSEWHERE),
     };
+    let depth = depth.min(deepest(precision));
     let chain = |&side: &usize| {
         let spec = |links: usize| ChainSpec {
             side,

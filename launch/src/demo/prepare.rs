@@ -10,7 +10,7 @@ use coordinatorless::protocol::beacon::VrfKeys;
 use coordinatorless::types::Hash;
 
 use super::swarm::Peer;
-use crate::cli::{Algorithm, DemoArgs};
+use crate::cli::{Algorithm, Cheat, DemoArgs};
 use crate::commands::{data, must_be_new};
 use crate::failure::usage;
 use crate::peer_dir::{self, KnownPeer, PeerDir, PeerFile};
@@ -27,8 +27,8 @@ pub struct Stage {
     pub config: RunConfig,
     /// The peers, in the order in which they appear; the founder is the first.
     pub peers: Vec<Peer>,
-    /// Which of them cheats.
-    pub cheat: Option<usize>,
+    /// Which of them cheat: the last ones.
+    pub cheats: std::ops::Range<usize>,
 }
 
 /// Sets the stage.
@@ -73,7 +73,7 @@ pub fn stage(args: &DemoArgs, progress: &Progress) -> Result<Stage> {
         genesis.collect(),
     )?;
     let known = addresses(keys.iter().map(|keys| keys.id()))?;
-    let cheat = args.cheat.map(|_| dirs.len() - 1);
+    let cheats = dirs.len().saturating_sub(args.cheat.map_or(0, Cheat::peers))..dirs.len();
     let mut peers = Vec::new();
     for (i, (dir, keys)) in dirs.drain(..).zip(&keys).enumerate() {
         dir.write_run_config(&config)?;
@@ -87,7 +87,7 @@ pub fn stage(args: &DemoArgs, progress: &Progress) -> Result<Stage> {
             ..PeerFile::default()
         })?;
         let extra = match args.cheat {
-            Some(kind) if cheat == Some(i) => vec!["--cheat".to_owned(), kind.name().to_owned()],
+            Some(kind) if cheats.contains(&i) => vec!["--cheat".to_owned(), kind.name().to_owned()],
             _ => Vec::new(),
         };
         peers.push(Peer::new(keys.id(), dir, extra));
@@ -103,7 +103,7 @@ pub fn stage(args: &DemoArgs, progress: &Progress) -> Result<Stage> {
         folder,
         config,
         peers,
-        cheat,
+        cheats,
     })
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use trainer::generate::GenerateOptions;
 
 use super::prepare::Stage;
-use crate::cli::DemoArgs;
+use crate::cli::{Cheat, DemoArgs};
 use crate::commands::generate::Speaker;
 use crate::commands::ledger::{self, Verified};
 use crate::events::{self, Event, EventLog, Line};
@@ -43,6 +43,8 @@ pub struct Report {
     plot: PathBuf,
     dir: PathBuf,
     sample: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cheats: Option<BTreeSet<PeerId>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     caught: Option<Vec<CaughtCheat>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,9 +97,9 @@ pub fn report(args: &DemoArgs, stage: &Stage, progress: &Progress) -> Result<Rep
         ..GenerateOptions::default()
     };
     let sample = speaker.say("KING.", &options, false)?;
-    let cheater = stage.cheat.and_then(|i| stage.peers.get(i)).map(|peer| peer.id);
+    let cheats: BTreeSet<PeerId> = stage.peers[stage.cheats.clone()].iter().map(|peer| peer.id).collect();
     let proven = proven(&figures, &logs);
-    let faults = faults(args, &figures, &verified, cheater, &proven);
+    let faults = faults(args, &figures, &verified, &cheats, &proven);
     tell(progress, &figures, &verified, val_loss, &sample, &plot);
     let losses = figures.losses();
     Ok(Report {
@@ -118,18 +120,19 @@ pub fn report(args: &DemoArgs, stage: &Stage, progress: &Progress) -> Result<Rep
         caught: args
             .cheat
             .map(|cheat| proven.iter().map(|caught| told(caught, cheat.name())).collect()),
-        accused_honest: args.cheat.map(|_| honest_accused(&figures, cheater)),
+        accused_honest: args.cheat.map(|_| honest_accused(&figures, &cheats)),
+        cheats: args.cheat.map(|_| cheats),
         peers: figures.peers,
         faults,
     })
 }
 
 /// The honest whom an honest auditor accused.
-fn honest_accused(figures: &Figures, cheater: Option<PeerId>) -> BTreeSet<PeerId> {
+fn honest_accused(figures: &Figures, cheats: &BTreeSet<PeerId>) -> BTreeSet<PeerId> {
     let honest = figures
         .accused
         .iter()
-        .filter(|(auditor, member)| ![Some(*auditor), Some(*member)].contains(&cheater));
+        .filter(|(auditor, member)| !cheats.contains(auditor) && !cheats.contains(member));
     honest.map(|(_, member)| *member).collect()
 }
 
@@ -165,7 +168,7 @@ fn faults(
     args: &DemoArgs,
     figures: &Figures,
     verified: &[(PeerId, Result<Verified>)],
-    cheater: Option<PeerId>,
+    cheats: &BTreeSet<PeerId>,
     proven: &[Caught],
 ) -> Vec<String> {
     let mut faults = figures.disagreements.clone();
@@ -184,31 +187,37 @@ fn faults(
     }
     must(figures.joined.len() == 1, "the newcomer was not counted");
     must(verified.iter().all(|(_, one)| one.is_ok()), "a ledger does not verify");
-    // A barred peer stops before the end.
+    // A cheat stops before the end, barred or gone.
     let roots: Vec<Hash> = verified
         .iter()
-        .filter(|(id, _)| proven.iter().all(|caught| caught.id != *id))
+        .filter(|(id, _)| !cheats.contains(id) && proven.iter().all(|caught| caught.id != *id))
         .filter_map(|(_, one)| one.as_ref().ok().map(|one| one.record))
         .collect();
     must(
         roots.windows(2).all(|pair| pair[0] == pair[1]),
         "the ledgers end in different records",
     );
-    if let Some(cheater) = cheater {
-        must(!proven.is_empty(), "the cheat was not caught");
+    must(
+        proven.iter().all(|caught| cheats.contains(&caught.id)),
+        "an honest peer was barred",
+    );
+    must(
+        honest_accused(figures, cheats).is_empty() || cheats.is_empty(),
+        "an honest peer was accused",
+    );
+    let ledger = verified
+        .iter()
+        .find_map(|(id, one)| one.as_ref().ok().filter(|_| !cheats.contains(id)));
+    for cheat in cheats {
+        // Who runs away before it is caught is not paid either.
         must(
-            proven.iter().all(|caught| caught.id == cheater),
-            "an honest peer was barred",
+            !args.cheat.is_some_and(Cheat::is_barred) || proven.iter().any(|caught| caught.id == *cheat),
+            "the cheat was not caught",
         );
         must(
-            honest_accused(figures, Some(cheater)).is_empty(),
-            "an honest peer was accused",
+            ledger.map(|ledger| ledger.points_of(cheat)) == Some(0),
+            "the cheat kept points",
         );
-        let points = verified
-            .iter()
-            .find_map(|(id, one)| one.as_ref().ok().filter(|_| *id != cheater))
-            .map(|ledger| ledger.points_of(&cheater));
-        must(points == Some(0), "the cheat kept points");
     }
     for (id, verified) in verified {
         if let Err(error) = verified {

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use coordinatorless::protocol::replayed::parted;
 use coordinatorless::types::PeerId;
 
 use super::prepare::Stage;
 use super::swarm::Peer;
-use crate::cli::{DemoArgs, Kill};
+use crate::cli::{Cheat, DemoArgs, Kill};
 use crate::events::{Event, Line, Tail};
 use crate::peer_dir::PeerDir;
 use crate::progress::{Progress, RoundLine};
@@ -30,7 +31,7 @@ struct Plot {
 impl Plot {
     fn of(args: &DemoArgs, stage: &Stage) -> Self {
         let at = (args.rounds / 3).max(1);
-        let honest: Vec<usize> = (0..stage.peers.len()).filter(|i| stage.cheat != Some(*i)).collect();
+        let honest: Vec<usize> = (0..stage.peers.len()).filter(|i| !stage.cheats.contains(i)).collect();
         let draw = blake3::hash(&args.seed.to_le_bytes()).as_bytes()[0];
         let victim = match args.kill {
             Kill::Random => honest.get(usize::from(draw) % honest.len().max(1)).copied(),
@@ -169,12 +170,13 @@ impl Watch<'_> {
                 verdict,
                 rel_l2,
                 bound,
-                ..
+                steps_agree,
             } if self.speaks(i, stage) => {
                 let (auditor, member) = (auditor.short(), member.short());
+                let from = steps_agree.map_or(String::new(), |step| format!("; {}", parted(step)));
                 match verdict.as_str() {
                     "differs" => self.progress.note(&format!(
-                        "{auditor} replayed round {round} of {member} and got something else: distance {rel_l2:.3}, at most {bound} passes"
+                        "{auditor} replayed round {round} of {member} and got something else: distance {rel_l2:.3}, at most {bound} passes{from}"
                     )),
                     "unanswered" => self.progress.note(&format!(
                         "{auditor} was opened no accumulators of round {round} by {member}"
@@ -278,10 +280,16 @@ impl Watch<'_> {
 
     fn check_ends(&self, stage: &mut Stage) -> Result<()> {
         let mut ended = None;
+        let cheats = stage.peers[stage.cheats.clone()].iter();
+        let gone: BTreeSet<PeerId> = cheats.map(|peer| peer.id).collect();
         for (peer, round) in stage.peers.iter_mut().zip(&self.rounds) {
             let Some(status) = peer.unexpected_end() else { continue };
             // A peer that has the last round, and sees that the others have it too, is done; so is one that is barred.
-            if self.barred.contains(&peer.id) {
+            let cheats = self.args.cheat == Some(Cheat::Exit) && gone.contains(&peer.id);
+            if cheats && status.success() {
+                self.progress
+                    .note(&format!("{} said goodbye, and was not barred by then", peer.id.short()));
+            } else if self.barred.contains(&peer.id) {
                 self.progress.note(&format!(
                     "{} has stopped: nothing that a barred peer does counts",
                     peer.id.short()

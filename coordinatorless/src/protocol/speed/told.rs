@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{MAX_TESTS, SpeedTest};
+use super::{Key, MAX_TESTS, SpeedTest};
 use crate::protocol::State;
 use crate::protocol::event::{Effect, SpeedAnswer, SpeedCheck, SpeedOrder};
 use crate::protocol::micros;
@@ -10,11 +10,15 @@ use crate::protocol::round::CENSORSHIP_VIEWS;
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
+/// Voters that ask the member itself at once for what is to be opened; twice as many each second.
+const AT_FIRST: u64 = 4;
+
 /// What this peer knows itself.
 #[derive(Default)]
 pub(in crate::protocol) struct SpeedState {
-    /// Of each open proof, by member and the record that asked.
-    seen: BTreeMap<(PeerId, Round), Seen>,
+    seen: BTreeMap<Key, Seen>,
+    /// The next record to be reviewed was decided by this peer's own votes, not learned of from others, at once or after a restart.
+    pub(in crate::protocol) live: bool,
     /// Claims that came before the record that asked for them: one a member.
     early: BTreeMap<PeerId, Signed>,
 }
@@ -24,17 +28,34 @@ struct Seen {
     /// Until when a claim is in time here; not known of a record that this peer learned of late.
     due: Option<Micros>,
     claim: Option<Signed>,
+    /// The member made another one, too: then none counts.
+    doubled: bool,
     in_time: bool,
-    /// Whether the opening holds, once that is known.
-    holds: Option<bool>,
+    /// Since when there is something to be opened.
+    drawn: Option<Micros>,
+    /// Whether an opening was found to hold.
+    holds: bool,
 }
 
 impl Seen {
     fn is_of(&self, step: &SpeedStep) -> bool {
         match (step, &self.claim) {
-            (SpeedStep::Claimed(_, claim, _), Some(known)) => self.in_time && known.body == Body::Speed(claim.clone()),
+            (SpeedStep::Claimed(_, claim, _), Some(known)) => self.counts() && known.body == Body::Speed(claim.clone()),
             (SpeedStep::Claimed(..), None) => false,
-            (SpeedStep::Proven(_), _) => self.holds == Some(true),
+            (SpeedStep::Proven(_), _) => self.holds,
+        }
+    }
+
+    /// Whether there is one claim, and it came in time.
+    fn counts(&self) -> bool {
+        self.in_time && !self.doubled
+    }
+
+    /// Whether this peer knows of another claim than the one that is named.
+    fn contradicts(&self, step: &SpeedStep) -> bool {
+        match (step, &self.claim) {
+            (SpeedStep::Claimed(_, claim, _), Some(known)) => self.doubled || known.body != Body::Speed(claim.clone()),
+            _ => false,
         }
     }
 }
@@ -45,15 +66,15 @@ impl SpeedState {
     }
 
     fn of(&self, test: &SpeedTest) -> Option<&Seen> {
-        self.seen.get(&(test.member, test.asked))
+        self.seen.get(&test.key())
     }
 
     /// The bits for a `Have`.
     pub(in crate::protocol) fn bits(&self, tests: &[SpeedTest]) -> u32 {
         let of = |(at, test): (usize, &SpeedTest)| {
             let seen = self.of(test);
-            let in_time = u32::from(seen.is_some_and(|seen| seen.in_time));
-            let holds = u32::from(seen.is_some_and(|seen| seen.holds == Some(true)));
+            let in_time = u32::from(seen.is_some_and(Seen::counts));
+            let holds = u32::from(seen.is_some_and(|seen| seen.holds));
             in_time << at | holds << (at + MAX_TESTS)
         };
         tests
@@ -71,15 +92,18 @@ impl State {
         let (chain, me) = (self.chain.clone(), self.keys.id());
         let (branch, round) = (chain.agreed.branch, chain.agreed.round);
         let window = micros(self.config.verification.speed_secs);
-        self.speeds.seen.retain(|(member, asked), _| {
-            let test = chain.speed_test(member);
-            test.is_some_and(|test| test.asked == *asked)
-        });
+        let live = std::mem::take(&mut self.speeds.live);
+        self.speeds
+            .seen
+            .retain(|key, _| chain.speed_test(&key.0).is_some_and(|test| test.key() == *key));
         for test in &chain.agreed.speeds {
             let is_new = test.asked == round;
-            let seen = self.speeds.seen.entry((test.member, test.asked)).or_default();
-            if is_new {
+            let seen = self.speeds.seen.entry(test.key()).or_default();
+            if is_new && live {
                 seen.due.get_or_insert(now + window);
+            }
+            if test.drawn.is_some() {
+                seen.drawn.get_or_insert(now);
             }
             if test.member != me {
                 continue;
@@ -99,21 +123,24 @@ impl State {
         for message in std::mem::take(&mut self.speeds.early).into_values() {
             self.speed_claim(now, message);
         }
-        self.check_speeds();
+        self.check_speeds(now);
     }
 
-    /// Asks for the openings that were not looked at yet.
-    pub(in crate::protocol) fn check_speeds(&mut self) {
+    /// Asks for the openings that were not found to hold yet.
+    pub(in crate::protocol) fn check_speeds(&mut self, now: Micros) {
         let (chain, me) = (self.chain.clone(), self.keys.id());
         let votes = self.voters.weight_of(&me) > 0;
         for (at, test) in chain.agreed.speeds.iter().enumerate().filter(|_| votes) {
-            let unknown = self.speeds.of(test).is_some_and(|seen| seen.holds.is_none());
-            if test.drawn.is_none() || test.member == me || !unknown {
+            let unknown = self.speeds.of(test).filter(|seen| !seen.holds);
+            let Some(drawn) = unknown.and_then(|seen| seen.drawn).filter(|_| test.member != me) else {
                 continue;
-            }
+            };
             // Those who have it first, each peer beginning with another, so that the member need not serve everyone.
             let bit = 1 << (at + MAX_TESTS);
             let slot = chain.next_slot();
+            let rank = self.voters.rank(&me) + self.voters.len() - self.voters.rank(&test.member);
+            let turn = (rank % self.voters.len().max(1)) as u64;
+            let asks = turn < AT_FIRST << ((now - drawn) / super::super::SECOND).min(8);
             let mut providers: Vec<PeerId> = self
                 .haves
                 .iter()
@@ -124,7 +151,10 @@ impl State {
             providers.rotate_left(first);
             providers.retain(|id| *id != test.member);
             providers.truncate(2);
-            providers.push(test.member);
+            providers.extend(Some(test.member).filter(|_| asks));
+            if providers.is_empty() {
+                continue;
+            }
             self.out.push(Effect::CheckSpeed(Box::new(SpeedCheck {
                 branch: chain.agreed.branch,
                 test: test.clone(),
@@ -134,7 +164,7 @@ impl State {
     }
 
     /// Once a second: says its own claim again while no record has it, and looks for openings.
-    pub(in crate::protocol) fn repeat_speeds(&mut self) {
+    pub(in crate::protocol) fn repeat_speeds(&mut self, now: Micros) {
         let chain = self.chain.clone();
         let mine = chain.speed_test(&self.keys.id()).filter(|test| test.claim.is_none());
         // R19: who listens says nothing at all.
@@ -144,7 +174,7 @@ impl State {
         {
             self.spread(claim);
         }
-        self.check_speeds();
+        self.check_speeds(now);
     }
 
     /// What this peer computed.
@@ -179,20 +209,26 @@ impl State {
             return self.maybe_behind(now, member, slot);
         }
         let asked = slot.round.previous();
-        let Some(seen) = self.speeds.seen.get(&(member, asked)) else {
+        let chain = self.chain.clone();
+        let Some(test) = chain.speed_test(&member).filter(|test| test.asked == asked) else {
             return; // over by now
         };
-        if let Some(known) = &seen.claim {
-            if known.body != message.body {
-                self.reject(member, "speed", "a second claim of speed for the same record".into());
-            }
+        let step = SpeedStep::Claimed(member, claim.clone(), message.signature);
+        let known = self.speeds.of(test).and_then(|seen| seen.claim.as_ref());
+        let is_second = known.is_some_and(|known| known.body != message.body);
+        if (known.is_some() && !is_second) || test.claim.is_some() {
             return;
         }
-        let step = SpeedStep::Claimed(member, claim.clone(), message.signature);
         if let Err(violation) = self.chain.check_speed(&step, self.scheme) {
             return self.reject(member, "speed", violation.to_string());
         }
-        if let Some(seen) = self.speeds.seen.get_mut(&(member, asked)) {
+        let Some(seen) = self.speeds.seen.get_mut(&test.key()).filter(|seen| !seen.doubled) else {
+            return;
+        };
+        if is_second {
+            seen.doubled = true;
+            self.reject(member, "speed", "two claims of speed for one record".into());
+        } else {
             seen.in_time = seen.due.is_some_and(|due| now <= due);
             seen.claim = Some(message.clone());
         }
@@ -203,22 +239,17 @@ impl State {
         self.try_propose(now);
     }
 
-    /// Whether an opening holds.
-    pub(in crate::protocol) fn speed_checked(
-        &mut self,
-        now: Micros,
-        member: PeerId,
-        asked: Round,
-        outcome: Result<(), String>,
-    ) {
-        let Some(seen) = self.speeds.seen.get_mut(&(member, asked)) else {
+    /// An opening was looked at.
+    pub(in crate::protocol) fn speed_checked(&mut self, now: Micros, key: Key, outcome: Result<(), String>) {
+        let Some(seen) = self.speeds.seen.get_mut(&key) else {
             return;
         };
-        seen.holds = Some(outcome.is_ok());
-        if let Err(reason) = outcome {
-            self.reject(member, "speed", reason);
+        match outcome {
+            Ok(()) => seen.holds = true,
+            Err(reason) => return self.reject(key.0, "speed", reason),
         }
         self.plan_have(now);
+        self.recheck(now);
         self.try_propose(now);
     }
 
@@ -264,12 +295,15 @@ impl State {
         tests.filter_map(step).collect()
     }
 
-    /// The step of a record that neither this peer nor, as far as it knows, most others have seen in time.
+    /// The step of a record that this peer knows to be another, or that neither it nor, as far as it knows, most others have seen in time.
     pub(in crate::protocol) fn unseen_speed(&self, record: &Record) -> Option<PeerId> {
         let unseen = |step: &&SpeedStep| {
             let test = self.chain.speed_test(&step.member());
-            let seen = test.and_then(|test| self.speeds.of(test));
-            !seen.is_some_and(|seen| seen.is_of(step)) && !self.bit_of(step).is_some_and(|bit| self.widely_said(bit))
+            let Some(seen) = test.and_then(|test| self.speeds.of(test)) else {
+                return true;
+            };
+            let widely = || self.bit_of(step).is_some_and(|bit| self.widely_said(bit));
+            seen.contradicts(step) || !(seen.is_of(step) || widely())
         };
         record.speeds.iter().find(unseen).map(SpeedStep::member)
     }

@@ -3,7 +3,7 @@
 use super::{Item, World};
 use crate::protocol::event::{Event, SpeedAnswer, SpeedCheck, SpeedOrder};
 use crate::protocol::micros;
-use crate::protocol::speed::{SpeedTest, operations};
+use crate::protocol::speed::{Key, SpeedTest, operations};
 use crate::types::*;
 
 /// Operations a microsecond of a peer of speed 1.
@@ -46,19 +46,19 @@ impl World {
 
     /// What was computed before a restart is gone.
     pub(super) fn open_speed(&mut self, at: usize, test: &SpeedTest) {
-        let (life, member, asked) = (self.peers[at].life, test.member, test.asked);
-        if self.peers[at].computed != Some((life, asked)) {
+        let (life, key) = (self.peers[at].life, test.key());
+        if self.peers[at].computed != Some((life, test.asked)) {
             return;
         }
-        self.peers[at].openings.insert((member, asked));
+        self.peers[at].openings.insert(key);
         let outcome = Ok(());
-        let event = Box::new(Event::SpeedChecked { member, asked, outcome });
+        let event = Box::new(Event::SpeedChecked { key, outcome });
         self.push(self.now + LOOKING, Item::Event { peer: at, life, event });
     }
 
     pub(super) fn look_at_speed(&mut self, at: usize, check: SpeedCheck) {
         let SpeedCheck { test, providers, .. } = check;
-        let key = (test.member, test.asked);
+        let key = test.key();
         let there = |of: &usize| self.peers[*of].state.is_some() && self.side[*of] == self.side[at];
         let mut known = providers.iter().flat_map(|id| self.processes(id));
         let found = known.any(|of| there(&of) && self.peers[of].openings.contains(&key));
@@ -76,14 +76,14 @@ impl World {
             false => Err("rows that were not computed".to_owned()),
         };
         let transfer = OPENING_BYTES / self.scenario.link.bandwidth + 2.0 * self.scenario.link.latency_ms / 1000.0;
-        let (life, member, asked) = (self.peers[at].life, test.member, test.asked);
-        let event = Box::new(Event::SpeedChecked { member, asked, outcome });
+        let life = self.peers[at].life;
+        let event = Box::new(Event::SpeedChecked { key, outcome });
         let when = self.now + (transfer * 1e6) as Micros + LOOKING;
         self.push(when, Item::Event { peer: at, life, event });
     }
 
     /// An opening that this peer looked at is handed on by it.
-    pub(super) fn looked_at_speed(&mut self, at: usize, key: (PeerId, Round), holds: bool) {
+    pub(super) fn looked_at_speed(&mut self, at: usize, key: Key, holds: bool) {
         let peer = &mut self.peers[at];
         peer.looking.remove(&key);
         if holds {

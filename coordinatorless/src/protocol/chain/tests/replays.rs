@@ -37,7 +37,10 @@ fn who_says_that_work_agrees_shows_that_it_replayed_it_or_is_not_heard() {
         run.say(verdict, by)
     };
     refused(with(None, Finding::Agrees), "does not show");
-    refused(with(Some(shown.clone()), Finding::Differs), "none is to be shown");
+    refused(with(Some(shown.clone()), Finding::Unanswered), "none is to be shown");
+    // Steps that agree, and work that does not: what was sent is not what they gave.
+    let scaled = with(Some(shown.clone()), Finding::Differs);
+    run.chain.check_verdict(&run.config, &scaled, SCHEME).unwrap();
     // A guess, to which it did bind itself before it was told.
     let guess = Trace::of((0..8).map(|_| (3.0, 2.0)));
     let guessed = run.shown(&good, guess, [7; 32]);
@@ -306,4 +309,47 @@ fn what_was_done_before_a_fork_can_be_told_after_coming_back_from_a_long_branch(
         traces.keep(&run.config, branch, Round(300), alone(u64::from(branch)));
     }
     assert_eq!(traces.find(alone(400).root()), None);
+}
+
+#[test]
+fn an_accusation_shows_at_once_from_which_step_on_the_work_is_another() {
+    let mut run = Run::new();
+    let record = run.record();
+    run.advance(&record);
+    let (round, (by, member, lot)) = (run.chain.agreed.round, run.drawn());
+    let bare = run.verdict(Finding::Differs, round, member, Some(lot), by);
+    // The replay took the first two steps like the member, and others from there on.
+    let told = steps(member);
+    let mut replay = told.clone();
+    for step in replay.0.iter_mut().skip(2) {
+        *step = Trace::of([(9.0, 9.0)]).0[0];
+    }
+    let shown = run.shown(&bare, replay, [7; 32]);
+    let bound = run.config.verification.trace_bound;
+    assert_eq!(shown.parted(bound), Some(2));
+    let with = |shown| {
+        let replayed = Some(shown);
+        run.say(
+            Verdict {
+                replayed,
+                ..bare.verdict.clone()
+            },
+            by,
+        )
+    };
+    let forged = Replayed {
+        claimed: Trace::of([(1.0, 1.0)]),
+        ..shown.clone()
+    };
+    let refused = run.chain.check_verdict(&run.config, &with(forged), SCHEME).unwrap_err();
+    assert!(refused.to_string().contains("committed to"), "{refused}");
+    let record = Record {
+        verdicts: vec![with(shown)],
+        ..run.record()
+    };
+    run.advance(&record);
+    let open = run.chain.agreed.accusations[0].clone();
+    assert_eq!((open.finding, open.member), (Finding::Differs, member));
+    run.answered(&open, Finding::Differs);
+    assert_eq!(run.chain.member(&member).unwrap().standing, Standing::Banned);
 }

@@ -124,6 +124,9 @@ fn claims_that_break_a_rule_are_refused() {
         with(512, 0, 4),
         with(512, 4, 0),
         with(512, u32::MAX, 1),
+        with(u32::MAX, u32::MAX, u32::MAX),
+        with(4096, 2, 2),
+        with(1 << 31, 4, 4),
     ];
     for chains in odd {
         let step = run.claim(&who, chains.clone());
