@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::audits::{Asking, AuditReady};
 use super::restore::read_chain;
-use super::speeds::Looked;
+use super::speeds::{AT_ONCE, Looked};
 use super::transfer::Wanted;
 use super::{ACCUMULATOR_BRANCHES, Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
@@ -74,7 +75,9 @@ pub(super) struct Driver {
     pub openings: BTreeMap<Key, Bytes>,
     pub looking: HashSet<Key>,
     /// Who was asked for an opening and gave none, or a wrong one.
-    pub no_use: BTreeMap<Key, Vec<PeerId>>,
+    pub no_use: BTreeMap<Key, BTreeMap<PeerId, Instant>>,
+    /// Places for those that are looked at.
+    pub judging: Arc<Semaphore>,
     pub shared: HashSet<Hash>,
     pub guests: BTreeMap<PeerId, Instant>,
     pub members: Vec<PeerId>,
@@ -148,6 +151,7 @@ impl Driver {
             openings: BTreeMap::new(),
             looking: HashSet::new(),
             no_use: BTreeMap::new(),
+            judging: Arc::new(Semaphore::new(AT_ONCE)),
             shared,
             guests: BTreeMap::new(),
             members: Vec::new(),

@@ -15,7 +15,11 @@ use crate::types::*;
 const ANSWER: Duration = Duration::from_secs(20);
 const HANDING_ON: Duration = Duration::from_secs(5);
 /// Openings that are looked at at once: it takes a good part of a second of a core for each.
-const AT_ONCE: usize = 2;
+pub(super) const AT_ONCE: usize = 2;
+/// Others of those who have it that are asked, one after the other, before the member.
+const OTHERS: usize = 2;
+/// Who gave no opening, or a wrong one, is not asked again for so long.
+const NO_USE: Duration = Duration::from_secs(10);
 
 /// What came of asking for one.
 pub(super) enum Looked {
@@ -42,25 +46,38 @@ impl Driver {
             test,
             mut providers,
         } = check;
-        let key = test.key();
-        let failed = self.no_use.entry(key).or_default();
-        providers.retain(|id| *id == test.member || !failed.contains(id));
-        if providers.is_empty() || self.looking.len() >= AT_ONCE || !self.looking.insert(key) {
+        let (key, member) = (test.key(), test.member);
+        let chain = self.state.chain();
+        self.no_use
+            .retain(|key, _| chain.speed_test(&key.0).is_some_and(|test| test.key() == *key));
+        let failed = self.no_use.get(&key);
+        let useless = |id: &PeerId| {
+            let at = failed.and_then(|failed| failed.get(id));
+            at.is_some_and(|at| at.elapsed() < NO_USE)
+        };
+        providers.retain(|id| *id == member || !useless(id));
+        let others = providers.iter().filter(|id| **id != member).take(OTHERS);
+        let asked = providers.iter().filter(|id| **id == member);
+        let providers: Vec<PeerId> = others.chain(asked).copied().collect();
+        if providers.is_empty() || !self.looking.insert(key) {
             return;
         }
+        let places = self.judging.clone();
         let (net, judge) = (self.node.net.clone(), self.node.host.check_speed.clone());
         self.jobs.spawn(async move {
             let (mut failed, mut wrong) = (Vec::new(), None);
             for provider in providers {
-                let (asked, member) = (test.asked, test.member);
+                let asked = test.asked;
                 let request = Request::Speed { branch, asked, member };
                 let patience = if provider == member { ANSWER } else { HANDING_ON };
-                failed.push(provider);
+                failed.extend(Some(provider).filter(|id| *id != member));
                 let Ok(Response::Speed(opening)) = net.request(provider, request, patience).await else {
                     continue;
                 };
                 let (test, judge, opening) = (test.clone(), judge.clone(), Bytes::from(opening));
                 let held = opening.clone();
+                // Never closed; without a place it is looked at all the same.
+                let _place = places.acquire().await;
                 match tokio::task::spawn_blocking(move || judge(&test, &opening)).await {
                     Ok(Ok(())) => return Job::Speed(key, Looked::Holds(held)),
                     // What others hand on is their word, not the member's.
@@ -80,7 +97,8 @@ impl Driver {
                 self.handle(Event::SpeedChecked { key, outcome: Ok(()) })
             }
             Looked::Nothing(failed, wrong) => {
-                self.no_use.entry(key).or_default().extend(failed);
+                let now = failed.into_iter().map(|id| (id, Instant::now()));
+                self.no_use.entry(key).or_default().extend(now);
                 match wrong {
                     Some(reason) => self.handle(Event::SpeedChecked {
                         key,
@@ -103,7 +121,6 @@ impl Driver {
         let chain = self.state.chain();
         let open = |key: &Key| chain.speed_test(&key.0).is_some_and(|test| test.key() == *key);
         self.openings.retain(|key, _| open(key));
-        self.no_use.retain(|key, _| open(key));
         if open(&key) {
             self.openings.insert(key, opening);
         }

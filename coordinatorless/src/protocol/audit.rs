@@ -316,6 +316,10 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
             && let Some(round) = state.agreed.auditable.iter_mut().find(|one| one.round == about.0)
         {
             round.answer(verdict.member, auditor);
+            // Said before the others may show what they found.
+            if verdict.finding == Finding::Differs && verdict.replayed.is_some() {
+                round.accused.push(verdict.member);
+            }
         }
         // Checked with the record: it agrees and shows that its auditor replayed. Of what others accuse, those who vouch are not paid.
         if verdict.draw == 0

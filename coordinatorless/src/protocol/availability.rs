@@ -147,6 +147,7 @@ impl State {
                 .filter(|before| before.slot == have.slot);
             if same {
                 self.count_have(now, &signer, &have, before.as_ref());
+                self.recheck_boasts(now);
             }
             self.try_propose(now);
         }

@@ -165,6 +165,14 @@ impl State {
         if self.round.checks.iter().any(|check| check.objection.is_some()) {
             self.recheck(now);
         }
+        self.recheck_boasts(now);
+    }
+
+    /// What is heard may make a proof of speed believable, or overrule this peer.
+    pub(super) fn recheck_boasts(&mut self, now: Micros) {
+        if self.round.checks.iter().any(|check| !check.record.speeds.is_empty()) {
+            self.recheck(now);
+        }
     }
 
     /// Carries out what the engine says.

@@ -8,7 +8,7 @@ use trainer::products::{Chain, beside_products};
 
 use super::opening::write_end;
 use super::work::{Numbers, factor_row, first_row};
-use super::{ChainSpec, Challenge, ChallengeError, Draw, MAX_PRODUCTS, ROWS, leaf};
+use super::{ChainSpec, Challenge, ChallengeError, Draw, MAX_LEAVES, MAX_PRODUCTS, ROWS, leaf};
 use crate::tree;
 
 /// Why there is no answer.
@@ -61,7 +61,10 @@ pub fn answer_while(
 ) -> Result<Option<Answer>, AnswerError> {
     let (mut specs, mut leaves): (Vec<ChainSpec>, Vec<Hash>) = (Vec::new(), Vec::new());
     for (kind, &(side, depth)) in kinds.iter().enumerate() {
-        if !more(kind, 0) {
+        // A commitment has so many leaves at most; each kind after this one may want one link.
+        let later: usize = kinds[kind + 1..].iter().map(|(side, _)| side / ROWS).sum();
+        let room = |leaves: &Vec<Hash>| leaves.len() + side / ROWS + later <= MAX_LEAVES;
+        if !room(&leaves) || !more(kind, 0) {
             continue;
         }
         let first = ChainSpec {
@@ -74,7 +77,7 @@ pub fn answer_while(
         let (number, rows): (usize, Vec<usize>) = (specs.len() - 1, (0..side).collect());
         let mut chain = begin(&challenge, number, &rows, start)?;
         let mut links = 0;
-        while links == 0 || (links < MAX_PRODUCTS / depth && more(kind, links)) {
+        while links == 0 || (links < MAX_PRODUCTS / depth && room(&leaves) && more(kind, links)) {
             advance(&mut chain, depth)?;
             hash_blocks(&chain.numbers(), ROWS * side, &mut leaves);
             links += 1;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{Key, MAX_TESTS, SpeedTest};
 use crate::protocol::State;
 use crate::protocol::event::{Effect, SpeedAnswer, SpeedCheck, SpeedOrder};
-use crate::protocol::micros;
 use crate::protocol::round::CENSORSHIP_VIEWS;
+use crate::protocol::{SECOND, micros};
 use crate::types::*;
 use crate::wire::{Body, Signed};
 
@@ -31,8 +31,8 @@ struct Seen {
     /// The member made another one, too: then none counts.
     doubled: bool,
     in_time: bool,
-    /// Since when there is something to be opened.
-    drawn: Option<Micros>,
+    /// Since when somebody says that it holds an opening.
+    opened: Option<Micros>,
     /// Whether an opening was found to hold.
     holds: bool,
 }
@@ -102,13 +102,11 @@ impl State {
             if is_new && live {
                 seen.due.get_or_insert(now + window);
             }
-            if test.drawn.is_some() {
-                seen.drawn.get_or_insert(now);
-            }
             if test.member != me {
                 continue;
             }
-            if is_new {
+            // Of a record learned of late, or before a restart, the time is over, or something was claimed.
+            if is_new && live {
                 self.out.push(Effect::Speed(SpeedOrder {
                     branch,
                     asked: test.asked,
@@ -131,26 +129,30 @@ impl State {
         let (chain, me) = (self.chain.clone(), self.keys.id());
         let votes = self.voters.weight_of(&me) > 0;
         for (at, test) in chain.agreed.speeds.iter().enumerate().filter(|_| votes) {
-            let unknown = self.speeds.of(test).filter(|seen| !seen.holds);
-            let Some(drawn) = unknown.and_then(|seen| seen.drawn).filter(|_| test.member != me) else {
+            if test.drawn.is_none() || test.member == me {
                 continue;
-            };
-            // Those who have it first, each peer beginning with another, so that the member need not serve everyone.
-            let bit = 1 << (at + MAX_TESTS);
-            let slot = chain.next_slot();
-            let rank = self.voters.rank(&me) + self.voters.len() - self.voters.rank(&test.member);
-            let turn = (rank % self.voters.len().max(1)) as u64;
-            let asks = turn < AT_FIRST << ((now - drawn) / super::super::SECOND).min(8);
+            }
+            let (bit, slot) = (1 << (at + MAX_TESTS), chain.next_slot());
             let mut providers: Vec<PeerId> = self
                 .haves
                 .iter()
                 .filter(|(id, have)| **id != me && have.slot == slot && have.speeds & bit != 0)
                 .map(|(id, _)| *id)
                 .collect();
+            let Some(seen) = self.speeds.seen.get_mut(&test.key()).filter(|seen| !seen.holds) else {
+                continue;
+            };
+            if providers.is_empty() {
+                continue;
+            }
+            let opened = *seen.opened.get_or_insert(now);
+            // Those who have it first, each peer beginning with another, so that the member need not serve everyone.
             let first = providers.partition_point(|id| *id < me);
             providers.rotate_left(first);
             providers.retain(|id| *id != test.member);
-            providers.truncate(2);
+            let rank = self.voters.rank(&me) + self.voters.len() - self.voters.rank(&test.member);
+            let turn = (rank % self.voters.len().max(1)) as u64;
+            let asks = turn < AT_FIRST << (now.saturating_sub(opened) / SECOND).min(8);
             providers.extend(Some(test.member).filter(|_| asks));
             if providers.is_empty() {
                 continue;
@@ -233,9 +235,13 @@ impl State {
             seen.claim = Some(message.clone());
         }
         self.plan_have(now);
-        if !(self.listening && member == self.keys.id()) {
+        if is_second {
+            // Whoever knows one of the two must know both.
+            self.spread(message);
+        } else if !(self.listening && member == self.keys.id()) {
             self.relay(message);
         }
+        self.recheck_boasts(now);
         self.try_propose(now);
     }
 
