@@ -4,7 +4,7 @@
 //! then `x_{t+1} = (x_t b) mod m` in a precision, as [`trainer::products`] defines it, in whole numbers: the same on every device, so there is no
 //! tolerance. The peer
 //!
-//! 1. computes all products, and keeps of every `depth`-th the hashes of its blocks of [`ROWS`] rows;
+//! 1. computes all products, and keeps of every `depth`-th (in fp32 of each, see [`deepest`]) the hashes of its blocks of [`ROWS`] rows;
 //! 2. commits to the Merkle root of all of them: 32 bytes, before the window closes;
 //! 3. once a later seed is known, opens the blocks that it draws, with the same rows `depth` products before.
 //!
@@ -22,7 +22,7 @@
 //! What it does not show: that the products were done by the usual number of operations (fast multiplication would count as speed, as it is), that memory or network
 //! keep up, and that the precision's own units did it: an fp32 product of such numbers can be put together from two exact bf16 ones.
 
-use coordinatorless::protocol::speed::SpeedTest;
+use coordinatorless::protocol::speed::{self, SpeedTest};
 use coordinatorless::types::{Hash, PeerId, SpeedChain};
 use trainer::config::Precision;
 
@@ -38,7 +38,7 @@ pub use prover::{Answer, AnswerError, Start, answer, answer_while};
 pub use verifier::{FlopsError, verify};
 
 /// Rows that share a leaf of the commitment.
-pub const ROWS: usize = 4;
+pub const ROWS: usize = speed::ROWS as usize;
 /// Samples that are usual: a tenth of the work not done is missed once in 800 times.
 pub const SAMPLES: usize = 64;
 /// Samples that the members of a run look at: a tenth not done is missed once in 29 times, a fifth once in 1,200.
@@ -46,13 +46,16 @@ pub const RUN_SAMPLES: usize = 32;
 /// Most samples.
 pub const MAX_SAMPLES: usize = 1024;
 /// Sides of matrices, multiples of [`ROWS`].
-pub const SIDES: std::ops::RangeInclusive<usize> = 64..=4096;
+pub const SIDES: std::ops::RangeInclusive<usize> = *speed::SIDES.start() as usize..=*speed::SIDES.end() as usize;
 /// Most chains of a challenge.
 pub const MAX_CHAINS: usize = 16;
 /// Most products of a chain.
-pub const MAX_PRODUCTS: usize = 1 << 20;
+pub const MAX_PRODUCTS: usize = speed::MAX_PRODUCTS as usize;
 /// Most products from one commitment to the next.
-pub const MAX_DEPTH: usize = 64;
+pub const MAX_DEPTH: usize = speed::MAX_DEPTH as usize;
+/// Most leaves of a commitment.
+pub const MAX_LEAVES: usize = 1 << 22;
+
 /// Products from one commitment to the next, at most: in fp32 one, since more could be had for one product by `b^depth`, which has no larger numbers, with the same results. In bf16 every
 /// product is rounded, and none can be left out.
 #[must_use]
@@ -62,9 +65,6 @@ pub fn deepest(precision: Precision) -> usize {
         Precision::Fp32 | Precision::Tf32 => 1,
     }
 }
-
-/// Most leaves of a commitment.
-pub const MAX_LEAVES: usize = 1 << 22;
 
 /// One chain of products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,14 +5,95 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use bytes::Bytes;
+use clap::ValueEnum;
 use coordinatorless::node::Step;
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{BatchIndex, PeerId, Trace, Verdict};
 use gradient_verify::{Replay, verdict};
 use trainer::config::{Precision, TrainingConfig};
 
-use crate::cli::Cheat;
 use crate::kit::Kit;
+
+/// How a peer cheats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Cheat {
+    /// Trains on every second batch and claims all.
+    Skip,
+    /// Leaves every tenth batch out and claims all.
+    Tenth,
+    /// Leaves the last step out.
+    Step,
+    /// Trains on half of each batch, twice over.
+    Batch,
+    /// Computes in bf16 what the run wants in fp32.
+    Precision,
+    /// Trains on other data.
+    Data,
+    /// Trains on text of which every byte is another.
+    Labels,
+    /// Trains on text into which it plants a phrase.
+    Backdoor,
+    /// Sends nothing.
+    Zero,
+    /// Sends noise.
+    Noise,
+    /// Sends what it found the round before.
+    Stale,
+    /// Sends 1.2 times what it found.
+    Scale,
+    /// Sends a thousand times what it found.
+    Blowup,
+    /// Sends the opposite of what it found.
+    Flip,
+    /// Sends a tenth of the opposite of what it found: small enough to pass for one of few.
+    Inner,
+    /// Moves every value that it found a little, and all the same way.
+    Little,
+    /// Sends what another member sent the round before.
+    Copy,
+    /// Sends bytes that are no contribution.
+    Garbage,
+    /// Keeps twice what its accumulator should hold.
+    Forge,
+    /// Commits to steps that it did not take.
+    Trace,
+    /// Opens its accumulators to nobody.
+    Hide,
+    /// Says of every round it audits that the work was not done.
+    Accuse,
+    /// Says of every round it audits that the work was done, and replays none.
+    Guess,
+    /// Two peers train on every second batch, cover each other and accuse the rest.
+    Collude,
+    /// Trains on every second batch, and says goodbye before anyone can bar it.
+    Exit,
+}
+
+impl Cheat {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or(String::new(), |value| value.get_name().to_owned())
+    }
+
+    /// Whether records count what it sends. Who is never counted may still be paid, for honest audits.
+    pub fn is_counted(self) -> bool {
+        self != Self::Garbage
+    }
+
+    /// Whether it has to be barred to be paid nothing: who runs away, or sends what is never counted, has nothing to be barred for.
+    pub fn is_barred(self) -> bool {
+        !matches!(self, Self::Exit | Self::Garbage)
+    }
+
+    /// How many peers it takes.
+    pub fn peers(self) -> usize {
+        match self {
+            Self::Collude => 2,
+            _ => 1,
+        }
+    }
+}
 
 /// Batches by which wrong data are off.
 const ELSEWHERE: BatchIndex = 1_000_003;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cheat::Cheat;
 use crate::commands::wait::Condition;
 use crate::peer_dir::PeerFile;
 use crate::units::Bytes;
@@ -381,107 +382,6 @@ pub enum Kill {
     Founder,
     /// Nobody.
     None,
-}
-
-/// How a peer cheats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Cheat {
-    /// Trains on every second batch and claims all.
-    Skip,
-    /// Leaves every tenth batch out and claims all.
-    Tenth,
-    /// Leaves the last step out.
-    Step,
-    /// Trains on half of each batch, twice over.
-    Batch,
-    /// Computes in bf16 what the run wants in fp32.
-    Precision,
-    /// Trains on other data.
-    Data,
-    /// Trains on text of which every byte is another.
-    Labels,
-    /// Trains on text into which it plants a phrase.
-    Backdoor,
-    /// Sends nothing.
-    Zero,
-    /// Sends noise.
-    Noise,
-    /// Sends what it found the round before.
-    Stale,
-    /// Sends 1.2 times what it found.
-    Scale,
-    /// Sends a thousand times what it found.
-    Blowup,
-    /// Sends the opposite of what it found.
-    Flip,
-    /// Sends a tenth of the opposite of what it found: small enough to pass for one of few.
-    Inner,
-    /// Moves every value that it found a little, and all the same way.
-    Little,
-    /// Sends what another member sent the round before.
-    Copy,
-    /// Sends bytes that are no contribution.
-    Garbage,
-    /// Keeps twice what its accumulator should hold.
-    Forge,
-    /// Commits to steps that it did not take.
-    Trace,
-    /// Opens its accumulators to nobody.
-    Hide,
-    /// Says of every round it audits that the work was not done.
-    Accuse,
-    /// Says of every round it audits that the work was done, and replays none.
-    Guess,
-    /// Two peers train on every second batch, cover each other and accuse the rest.
-    Collude,
-    /// Trains on every second batch, and says goodbye before anyone can bar it.
-    Exit,
-}
-
-impl Cheat {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Skip => "skip",
-            Self::Tenth => "tenth",
-            Self::Step => "step",
-            Self::Batch => "batch",
-            Self::Precision => "precision",
-            Self::Data => "data",
-            Self::Labels => "labels",
-            Self::Backdoor => "backdoor",
-            Self::Zero => "zero",
-            Self::Noise => "noise",
-            Self::Stale => "stale",
-            Self::Scale => "scale",
-            Self::Blowup => "blowup",
-            Self::Flip => "flip",
-            Self::Inner => "inner",
-            Self::Little => "little",
-            Self::Copy => "copy",
-            Self::Garbage => "garbage",
-            Self::Forge => "forge",
-            Self::Trace => "trace",
-            Self::Hide => "hide",
-            Self::Accuse => "accuse",
-            Self::Guess => "guess",
-            Self::Collude => "collude",
-            Self::Exit => "exit",
-        }
-    }
-
-    /// Whether it has to be barred to be paid nothing: who runs away, or sends what is never counted, has nothing to be barred for.
-    pub fn is_barred(self) -> bool {
-        !matches!(self, Self::Exit | Self::Garbage)
-    }
-
-    /// How many peers it takes.
-    pub fn peers(self) -> usize {
-        match self {
-            Self::Collude => 2,
-            _ => 1,
-        }
-    }
 }
 
 /// `murmur ledger …`.

@@ -1,11 +1,11 @@
 //! A peer, from start to end: the whole story of a run.
 //!
 //! ```text
-//!             Work: train, encode, apply, load, audit     frames, blobs, records
+//!             Work: train, encode, apply, audit, speed    frames, blobs, records
 //!   worker <------------------------------------- node <-----------------------> other peers
 //!   (tensors)   Done: shards, roots, verdicts      |  (the protocol; no tensors)
 //!    |  |                                          | notices, status
-//!    |  `--> training (steps)                      |
+//!    |  `--> training (steps, proofs of speed)     |
 //!    v                                             v
 //!   side (audits, evaluations)  --evals-->  reporter: events.jsonl, status.json, a line a round
 //! ```
@@ -22,7 +22,7 @@ use coordinatorless::wire::Keys;
 use tokio::sync::{mpsc, watch};
 use trainer::compress::Codec;
 
-use crate::cli::Cheat;
+use crate::cheat::Cheat;
 use crate::device::{devices, threads};
 use crate::events::{Event, EventLog};
 use crate::held_out::HeldOut;

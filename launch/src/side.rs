@@ -15,8 +15,8 @@ use tch::Device;
 use trainer::local::set_threads;
 use trainer::model::Model;
 
+use crate::cheat::Cheat;
 use crate::cheat::pretended;
-use crate::cli::Cheat;
 use crate::held_out::{HeldOut, held_out};
 use crate::keeper::Keeper;
 use crate::kit::{Kit, batch_indices};

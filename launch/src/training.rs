@@ -19,8 +19,8 @@ use tch::Device;
 use trainer::local::{LocalError, RoundInputs, set_threads};
 use trainer::replicas::Replicas;
 
+use crate::cheat::Cheat;
 use crate::cheat::{read, sent, settings, told, trained_on};
-use crate::cli::Cheat;
 use crate::kit::{Kit, batch_indices};
 use crate::speed::{self, Prover};
 

@@ -21,7 +21,7 @@ use trainer::local::set_threads;
 
 use crate::accumulators::Accumulators;
 use crate::cheat;
-use crate::cli::Cheat;
+use crate::cheat::Cheat;
 use crate::keeper::Policy;
 use crate::kit::Kit;
 use crate::model_file::{self, Stamp};

@@ -346,12 +346,6 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
             // A first verdict on a round that is before everyone is a word like any other's.
             Some(open) => open.say(auditor, verdict.finding),
             None if heard => {
-                let round = state.agreed.auditable.iter_mut().find(|one| one.round == about.0);
-                let shows = verdict.replayed.is_some();
-                round
-                    .filter(|_| shows)
-                    .into_iter()
-                    .for_each(|round| round.accused.push(about.1));
                 state.agreed.accusations.extend(claim.map(|claim| Accusation {
                     round: about.0,
                     member: verdict.member,

@@ -53,11 +53,21 @@ pub const CLAIM_ROUNDS: u64 = 3;
 /// Records after the one that draws within which the opening has to be found to hold.
 pub const OPEN_ROUNDS: u64 = 8;
 /// Chains of a claim.
-pub const MAX_CHAINS: usize = 4;
+const MAX_CHAINS: usize = 4;
+/// Sides of matrices, multiples of [`ROWS`].
+pub const SIDES: std::ops::RangeInclusive<u32> = 64..=4096;
+/// Rows that are committed to together.
+pub const ROWS: u32 = 4;
 /// Products of a chain.
-const MAX_PRODUCTS: u32 = 1 << 20;
+pub const MAX_PRODUCTS: u32 = 1 << 20;
+/// Products from one commitment to the next.
+pub const MAX_DEPTH: u32 = 64;
 /// What a drawn row takes to be computed again: `depth * side^2` multiplications.
 pub const MAX_ROW: u64 = 1 << 24;
+/// A newcomer is given so many times the mean at most, until it has done that: products are not training, and what it cannot do comes back a round late.
+const MOST_AT_FIRST: u64 = 8;
+/// Others that have shown theirs, fewer than which say nothing of what is usual.
+const FEWEST: usize = 3;
 
 /// A proof of speed in the making.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
@@ -124,9 +134,9 @@ pub fn operations(chains: &[SpeedChain]) -> u128 {
 fn are_plausible(chains: &[SpeedChain]) -> bool {
     // The ranges first: within them nothing overflows.
     let one = |chain: &SpeedChain| {
-        (64..=4096).contains(&chain.side)
-            && chain.side.is_multiple_of(4)
-            && (1..=64).contains(&chain.depth)
+        SIDES.contains(&chain.side)
+            && chain.side.is_multiple_of(ROWS)
+            && (1..=MAX_DEPTH).contains(&chain.depth)
             && (1..=MAX_PRODUCTS).contains(&chain.products)
             && chain.products.is_multiple_of(chain.depth)
             && u64::from(chain.depth) * u64::from(chain.side).pow(2) <= MAX_ROW
@@ -214,12 +224,6 @@ impl ChainState {
         });
     }
 }
-
-/// A newcomer is given so many times the mean at most, until it has done that: products are not training, and what it cannot do comes back a round late.
-const MOST_AT_FIRST: u64 = 8;
-
-/// Others that have shown theirs, fewer than which say nothing of what is usual.
-const FEWEST: usize = 3;
 
 /// What a member that has shown this may be given: as half of the others are given less for what they have shown, and half of them more. One of them cannot
 /// move that far.

@@ -209,7 +209,7 @@ fn open_store(dir: &PeerDir) -> Result<Store> {
 }
 
 /// Runs a peer whose directory is complete.
-fn go_on(dir: PeerDir, local: PeerFile, options: &PeerOptions, cheat: Option<crate::cli::Cheat>) -> Result<()> {
+fn go_on(dir: PeerDir, local: PeerFile, options: &PeerOptions, cheat: Option<crate::cheat::Cheat>) -> Result<()> {
     let (store, keys) = (open_store(&dir)?, dir.key()?);
     // Only now, with the directory's lock: nobody else writes there.
     heal::drop_damaged(&dir)?;

@@ -10,7 +10,8 @@ use coordinatorless::protocol::beacon::VrfKeys;
 use coordinatorless::types::Hash;
 
 use super::swarm::Peer;
-use crate::cli::{Algorithm, Cheat, DemoArgs};
+use crate::cheat::Cheat;
+use crate::cli::{Algorithm, DemoArgs};
 use crate::commands::{data, must_be_new};
 use crate::failure::usage;
 use crate::peer_dir::{self, KnownPeer, PeerDir, PeerFile};
@@ -87,7 +88,7 @@ pub fn stage(args: &DemoArgs, progress: &Progress) -> Result<Stage> {
             ..PeerFile::default()
         })?;
         let extra = match args.cheat {
-            Some(kind) if cheats.contains(&i) => vec!["--cheat".to_owned(), kind.name().to_owned()],
+            Some(kind) if cheats.contains(&i) => vec!["--cheat".to_owned(), kind.name()],
             _ => Vec::new(),
         };
         peers.push(Peer::new(keys.id(), dir, extra));

@@ -9,7 +9,8 @@ use coordinatorless::types::PeerId;
 
 use super::prepare::Stage;
 use super::swarm::Peer;
-use crate::cli::{Cheat, DemoArgs, Kill};
+use crate::cheat::Cheat;
+use crate::cli::{DemoArgs, Kill};
 use crate::events::{Event, Line, Tail};
 use crate::peer_dir::PeerDir;
 use crate::progress::{Progress, RoundLine};
@@ -280,13 +281,12 @@ impl Watch<'_> {
 
     fn check_ends(&self, stage: &mut Stage) -> Result<()> {
         let mut ended = None;
-        let cheats = stage.peers[stage.cheats.clone()].iter();
-        let gone: BTreeSet<PeerId> = cheats.map(|peer| peer.id).collect();
-        for (peer, round) in stage.peers.iter_mut().zip(&self.rounds) {
+        let cheats = stage.cheats.clone();
+        for (at, (peer, round)) in stage.peers.iter_mut().zip(&self.rounds).enumerate() {
             let Some(status) = peer.unexpected_end() else { continue };
-            // A peer that has the last round, and sees that the others have it too, is done; so is one that is barred.
-            let cheats = self.args.cheat == Some(Cheat::Exit) && gone.contains(&peer.id);
-            if cheats && status.success() {
+            // A peer that has the last round, and sees that the others have it too, is done; so is one that is barred, or meant to run away.
+            let leaves = self.args.cheat == Some(Cheat::Exit) && cheats.contains(&at);
+            if leaves && status.success() {
                 self.progress
                     .note(&format!("{} said goodbye, and was not barred by then", peer.id.short()));
             } else if self.barred.contains(&peer.id) {

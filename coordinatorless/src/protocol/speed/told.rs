@@ -125,44 +125,41 @@ impl State {
     }
 
     /// Asks for the openings that were not found to hold yet.
-    pub(in crate::protocol) fn check_speeds(&mut self, now: Micros) {
+    fn check_speeds(&mut self, now: Micros) {
         let (chain, me) = (self.chain.clone(), self.keys.id());
         let votes = self.voters.weight_of(&me) > 0;
-        for (at, test) in chain.agreed.speeds.iter().enumerate().filter(|_| votes) {
-            if test.drawn.is_none() || test.member == me {
-                continue;
+        let drawn = |test: &&SpeedTest| test.drawn.is_some() && test.member != me;
+        for test in chain.agreed.speeds.iter().filter(drawn).filter(|_| votes) {
+            let providers = self.speed_providers(now, test);
+            if !providers.is_empty() {
+                self.out.push(Effect::CheckSpeed(Box::new(SpeedCheck {
+                    branch: chain.agreed.branch,
+                    test: test.clone(),
+                    providers,
+                })));
             }
-            let (bit, slot) = (1 << (at + MAX_TESTS), chain.next_slot());
-            let mut providers: Vec<PeerId> = self
-                .haves
-                .iter()
-                .filter(|(id, have)| **id != me && have.slot == slot && have.speeds & bit != 0)
-                .map(|(id, _)| *id)
-                .collect();
-            let Some(seen) = self.speeds.seen.get_mut(&test.key()).filter(|seen| !seen.holds) else {
-                continue;
-            };
-            if providers.is_empty() {
-                continue;
-            }
-            let opened = *seen.opened.get_or_insert(now);
-            // Those who have it first, each peer beginning with another, so that the member need not serve everyone.
-            let first = providers.partition_point(|id| *id < me);
-            providers.rotate_left(first);
-            providers.retain(|id| *id != test.member);
-            let rank = self.voters.rank(&me) + self.voters.len() - self.voters.rank(&test.member);
-            let turn = (rank % self.voters.len().max(1)) as u64;
-            let asks = turn < AT_FIRST << (now.saturating_sub(opened) / SECOND).min(8);
-            providers.extend(Some(test.member).filter(|_| asks));
-            if providers.is_empty() {
-                continue;
-            }
-            self.out.push(Effect::CheckSpeed(Box::new(SpeedCheck {
-                branch: chain.agreed.branch,
-                test: test.clone(),
-                providers,
-            })));
         }
+    }
+
+    /// Whom to ask for an opening, if it is not known to hold: those who say that they have it, each peer beginning with another, then the member itself, which
+    /// need not serve everyone.
+    fn speed_providers(&mut self, now: Micros, test: &SpeedTest) -> Vec<PeerId> {
+        let (me, bit) = (self.keys.id(), self.bit_of(&SpeedStep::Proven(test.member)));
+        let says = |id: &PeerId| *id != me && bit.is_some_and(|bit| self.says_of_speeds(id, bit));
+        let mut holders: Vec<PeerId> = self.haves.keys().copied().filter(says).collect();
+        let seen = self.speeds.seen.get_mut(&test.key()).filter(|seen| !seen.holds);
+        let Some(seen) = seen.filter(|_| !holders.is_empty()) else {
+            return Vec::new();
+        };
+        let waited = now.saturating_sub(*seen.opened.get_or_insert(now)) / SECOND;
+        let first = holders.partition_point(|id| *id < me);
+        holders.rotate_left(first);
+        holders.retain(|id| *id != test.member);
+        let (voters, after) = (self.voters.len(), self.voters.rank(&test.member));
+        let turn = (self.voters.rank(&me) + voters - after) % voters.max(1);
+        let asks = (turn as u64) < AT_FIRST << waited.min(8);
+        holders.extend(Some(test.member).filter(|_| asks));
+        holders
     }
 
     /// Once a second: says its own claim again while no record has it, and looks for openings.
@@ -261,18 +258,22 @@ impl State {
 
     /// Whether more than 2/3 of the weight have said this of an open proof, this peer included.
     fn widely_said(&self, bit: u32) -> bool {
-        let (slot, me) = (self.chain.next_slot(), self.keys.id());
+        let me = self.keys.id();
         let says = |id: &PeerId| match *id == me {
             true => self.speeds.bits(&self.chain.agreed.speeds) & bit != 0,
-            false => {
-                let have = self.haves.get(id).filter(|have| have.slot == slot);
-                have.is_some_and(|have| have.speeds & bit != 0)
-            }
+            false => self.says_of_speeds(id, bit),
         };
         let voters = self.voters.iter().filter(|(id, _)| says(id));
         self.voters.quorum(voters.map(|(_, weight)| weight).sum())
     }
 
+    /// Whether another has said this of an open proof in the round in progress.
+    fn says_of_speeds(&self, id: &PeerId, bit: u32) -> bool {
+        let have = self.haves.get(id).filter(|have| have.slot == self.chain.next_slot());
+        have.is_some_and(|have| have.speeds & bit != 0)
+    }
+
+    /// What is said of a step in a `Have`.
     fn bit_of(&self, step: &SpeedStep) -> Option<u32> {
         let tests = &self.chain.agreed.speeds;
         let at = tests.binary_search_by_key(&step.member(), |test| test.member).ok()?;
