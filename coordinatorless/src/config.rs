@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Hash, MAX_STEPS, PeerId, RunId};
 
 /// The protocol version that this build speaks.
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 /// The largest configuration accepted from a peer, in bytes.
 pub const MAX_CONFIG: usize = 256 << 10;
 
@@ -337,7 +337,7 @@ impl RunConfig {
             self.protocol == PROTOCOL,
             "protocol",
             self.protocol.to_string(),
-            "this build speaks protocol 6",
+            "this build speaks protocol 7",
             "use the build of Murmur that this run was made with",
         )?;
         let length = self.name.chars().count();

@@ -4,15 +4,16 @@
 //! Merkle root over the results, an opening of what a later seed draws. Here is when, for whom, and what follows. With `verification.speed_secs = W` above zero:
 //!
 //! ```text
-//! record r       asks        its seed draws who is asked, and what (newcomers always, the others all at once now and then)
+//! record r       asks        its seed draws who is asked (newcomers always, the others all at once now and then); seed and record together, what
 //!                            the member computes, and says what and the root: within W after it saw record r
 //! record r+1..   Claimed     names claims that came in time to more than 2/3 of the weight, each voter's own clock counting from *its* record r
 //! the one after              its seed draws what is to be opened; everyone who votes fetches and checks the opening
 //! ...            Proven      names openings that more than 2/3 of the weight found to hold
 //! ```
 //! The member's speed is what it claimed over `W`: what it showed at least. It had no more time than that but for what messages took, and for how much earlier it
-//! could know the seed: whoever proposed record `r` knew it a round before, so it is not asked; everyone else learns it with the proposal, as long before the
-//! decision as agreement takes.
+//! could know what is asked. Whoever proposed record `r` knew its seed a round before, but not the record: that names what the others found in the same round. So it
+//! knows as long before the proposal as it can put off proposing once they have committed, and is not asked; everyone else learns it with the proposal, as long before
+//! the decision as agreement takes. What is *opened* is drawn by a seed alone: a proposer could try records until one draws what its friend can show.
 //!
 //! **Heard in time** is each voter's own word, told in its `Have` messages bit by bit, as for blobs (R9). A voter says no to a claim other than the one it heard, and in the first
 //! two views to one that neither it heard in time nor, as far as it knows, more than 2/3 did; a polka overrules that, as for lapses, and so does what it learns later. Two claims of one
@@ -30,7 +31,7 @@
 //!
 //! A claim that does not hold is no crime: it shows nothing, and the member owes.
 //!
-//! **What remains.** A proposer knows its record's seed a round before, and may tell an accomplice, whom it asks: that one has a round instead of `W`.
+//! **What remains.** A proposer may tell an accomplice, whom it asks, what its record will be: that one has a few seconds more than `W`.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -76,7 +77,7 @@ pub struct SpeedTest {
     pub member: PeerId,
     /// The record that asks.
     pub asked: Round,
-    /// Its seed.
+    /// What it asks: of its seed, and of all that it says.
     pub seed: [u8; 32],
     /// What it computed, once a record has it.
     pub claim: Option<Claimed>,
@@ -104,7 +105,7 @@ pub struct Drawn {
     pub seed: [u8; 32],
 }
 
-/// What identifies a proof, on whatever branch: whose it is, and the seed that asks.
+/// What identifies a proof, on whatever branch: whose it is, and what is asked.
 pub type Key = (PeerId, [u8; 32]);
 
 impl SpeedTest {
@@ -280,9 +281,15 @@ pub(super) fn settle(state: &mut ChainState, config: &RunConfig, record: &Record
     ask(state, config, &record.beacon.proposer);
 }
 
+/// What is asked for: nobody knows it before the record stands, its proposer neither.
+fn challenge(seed: &[u8; 32], record: &Hash) -> [u8; 32] {
+    blake3::derive_key("murmur/v1/speed-challenge", &[&seed[..], &record.0[..]].concat())
+}
+
 /// Draws who is asked by the state's seed: newcomers, and now and then everyone. The proposer knew it too early.
 fn ask(state: &mut ChainState, config: &RunConfig, proposer: &PeerId) {
     let (now, seed) = (state.agreed.round, state.agreed.seed);
+    let challenge = challenge(&seed, &state.agreed.record);
     let lot = |id: &[u8]| {
         let mut hasher = blake3::Hasher::new_derive_key("murmur/v1/speed");
         hasher.update(&seed).update(id);
@@ -305,7 +312,7 @@ fn ask(state: &mut ChainState, config: &RunConfig, proposer: &PeerId) {
     let tests = asked.into_iter().map(|(_, _, member)| SpeedTest {
         member,
         asked: now,
-        seed,
+        seed: challenge,
         claim: None,
         drawn: None,
     });

@@ -108,6 +108,28 @@ fn the_first_record_asks_everyone_but_its_proposer_and_a_proof_takes_three_more(
 }
 
 #[test]
+fn what_is_asked_for_follows_from_what_others_found_and_not_from_the_beacon_alone() {
+    let run = run(1 << 20);
+    let asked = |batches: u64| {
+        let all = (0..4)
+            .map(|member| run.sign(member, run.commit(member, batches)))
+            .collect();
+        let record = run.record_of(all, Vec::new(), Vec::new());
+        let (next, _) = run.apply(&record).unwrap();
+        (next.agreed.seed, next.agreed.speeds)
+    };
+    let ((seed, one), (same, other)) = (asked(1), asked(2));
+    assert_eq!(seed, same, "of one proposer");
+    assert_eq!(one.len(), 3);
+    assert!(
+        one.iter()
+            .zip(&other)
+            .all(|(one, other)| one.member == other.member && one.seed != other.seed)
+    );
+    assert!(one.iter().all(|test| test.seed != seed));
+}
+
+#[test]
 fn claims_that_break_a_rule_are_refused() {
     let mut run = run(1 << 20);
     run.apply_with(Vec::new()).unwrap();
