@@ -214,7 +214,7 @@ impl Codec for Int8Codec {
     fn reader(&self) {}
 
     fn factor(&self, clip: u64, weight: u64) -> Factor {
-        Factor { clip, weight }
+        Factor::new(clip, weight)
     }
 
     fn add(

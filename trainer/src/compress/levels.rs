@@ -466,7 +466,7 @@ impl Codec for LevelsCodec {
     }
 
     fn factor(&self, clip: u64, weight: u64) -> Factor {
-        Factor { clip, weight }
+        Factor::new(clip, weight)
     }
 
     fn add(
