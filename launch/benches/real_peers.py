@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Real peers on this machine, as processes of the real binary: how soon decisions fall, how soon a killed peer is noticed, and
-whether memory stays flat.
+"""Real peers on this machine, as processes of the real binary: how soon decisions fall, how soon a killed peer is noticed,
+whether memory stays flat, and what many names for one machine are worth.
 
     launch/benches/real_peers.py crash --peers 16      # decisions, then one SIGKILL
     launch/benches/real_peers.py soak --rounds 2000    # four peers, one of them killed and started again every minute
+    launch/benches/real_peers.py sybils --names 10     # one core under one name, then under ten, beside an honest core
 
 Needs a release build (target/release/murmur). Prints one JSON object.
 """
@@ -26,12 +27,12 @@ RUN = """
 name = "bench"
 text = ["text.txt"]
 [model]
-dim = 32
+dim = {dim}
 layers = 1
 heads = 2
-ffn = 64
+ffn = {ffn}
 [training]
-seq_len = 32
+seq_len = {seq}
 batch_sequences = 2
 max_inner_steps = {steps}
 [membership]
@@ -52,11 +53,13 @@ snapshot_rounds = 8
 class Peer:
     all = []
 
-    def __init__(self, home, name, *args):
+    def __init__(self, home, name, *args, core=None):
         self.home, self.name, self.dir = home, name, home / name
         log = open(home / f"{name}.log", "ab")
         here = ["--relay", "none", "--bind", "127.0.0.1:0"]
         command = [MURMUR, *args, "--dir", name, *here, "--threads", "1"]
+        if core is not None:
+            command = ["taskset", "--cpu-list", str(core), *command]
         self.process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
         Peer.all.append(self)
 
@@ -92,16 +95,27 @@ def until(what, seconds, holds, pause=0.1):
     return value
 
 
-def start(home, count, **shape):
+TINY = {"dim": 32, "ffn": 64, "seq": 32}
+
+
+def write_run(home, **shape):
     rng = random.Random(7)
     words = ["peer", "round", "record", "weight", "ledger", "shard", "model", "gradient"]
     (home / "text.txt").write_text("\n".join(" ".join(rng.choices(words, k=12)) for _ in range(4000)))
-    (home / "run.toml").write_text(RUN.format(**shape))
+    (home / "run.toml").write_text(RUN.format(**(TINY | shape)))
+
+
+def ticket(home):
+    asked = subprocess.run([MURMUR, "ticket", "--dir", "p0"], cwd=home, capture_output=True, text=True, check=True)
+    return asked.stdout.strip()
+
+
+def start(home, count, **shape):
+    write_run(home, **shape)
     peers = [Peer(home, "p0", "new", "run.toml")]
     until("the founder's first round", 60, lambda: len(peers[0].rounds()) >= 1)
-    ticket = subprocess.run([MURMUR, "ticket", "--dir", "p0"], cwd=home, capture_output=True, text=True, check=True)
     for i in range(1, count):
-        peers.append(Peer(home, f"p{i}", "join", ticket.stdout.strip()))
+        peers.append(Peer(home, f"p{i}", "join", ticket(home)))
     full = lambda: all(len(peer.status().get("members", [])) == count for peer in peers)
     until(f"{count} members", 300, full, 0.5)
     return peers
@@ -168,15 +182,54 @@ def soak(home, goal):
     }
 
 
+def one_core(home, names):
+    """Three honest peers share one core, so many names the other: the names' share of the points earned and of the weight, once it has followed."""
+    home.mkdir()
+    write_run(home, dim=96, ffn=192, seq=64, steps=1000, batches=4000, train=6.0, collect=9.0, regroup=60.0)
+    peers = [Peer(home, "p0", "new", "run.toml", core=0)]
+    until("the founder's first round", 60, lambda: len(peers[0].rounds()) >= 1)
+    peers += [Peer(home, f"p{i}", "join", ticket(home), core=0 if i < 3 else 1) for i in range(1, 3 + names)]
+    look = lambda: {member["id"]: member for member in peers[0].status().get("members", [])}
+    until("all are members", 300, lambda: len(look()) == len(peers), 0.5)
+    rounds = lambda: peers[0].status()["round"]
+    settled = rounds() + 12
+    until("weight follows work", 600, lambda: rounds() >= settled, 0.5)
+    before, begun = look(), rounds()
+    until("twelve rounds more", 600, lambda: rounds() >= begun + 12, 0.5)
+    after = look()
+    mine = {peer.status()["me"]["id"] for peer in peers[3:]}
+    share = lambda of: sum(of(one) for one in mine) / sum(of(one) for one in after)
+    report = {
+        "names": names,
+        "share_of_tokens": round(share(lambda one: after[one]["tokens"] - before[one]["tokens"]), 3),
+        "share_of_points": round(share(lambda one: after[one]["points"] - before[one]["points"]), 3),
+        "share_of_weight": round(share(lambda one: after[one]["weight"]), 3),
+    }
+    for peer in peers:
+        peer.kill()
+    return report
+
+
+def sybils(home, names):
+    """The same core under one name and under many."""
+    return [one_core(home / f"names-{count}", count) for count in (1, names)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("crash").add_argument("--peers", type=int, default=16)
     commands.add_parser("soak").add_argument("--rounds", type=int, default=2000)
+    commands.add_parser("sybils").add_argument("--names", type=int, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         try:
-            report = crash(Path(home), args.peers) if args.command == "crash" else soak(Path(home), args.rounds)
+            runs = {
+                "crash": lambda: crash(Path(home), args.peers),
+                "soak": lambda: soak(Path(home), args.rounds),
+                "sybils": lambda: sybils(Path(home), args.names),
+            }
+            report = runs[args.command]()
             print(json.dumps(report, indent=1))
         finally:
             # Whatever came in between, no peer stays behind.
