@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Swarms of real processes in which one peer of five cheats in every round: whether and when it is barred, what it keeps, and what it does to
-the loss of the model that the others are left with, beside the same swarm without it: of four.
+the loss of the model that the others are left with, beside the same swarm without it, of four, and beside five that do not cheat.
 
     launch/benches/cheats.py target/release/murmur                     # every cheat, one run each
     launch/benches/cheats.py target/release/murmur --runs 3 flip skip  # these, three seeds each
@@ -100,11 +100,17 @@ def baseline(args, honest):
     return [demo(args, seed, None, honest)["val_loss"] for seed in range(1, args.runs + 1)]
 
 
+def beside(runs, honest):
+    """How much higher the losses are than honest ones of the same seeds: the mean, and its standard error."""
+    higher = [report["val_loss"] / loss - 1 for report, loss in zip(runs, honest)]
+    error = f" ± {statistics.stdev(higher) / len(higher) ** 0.5:.1%}" if len(higher) > 2 else ""
+    return f"{statistics.mean(higher):+.1%}{error}"
+
+
 def row(args, cheat):
     cheats, peers = SEVERAL.get(cheat, (1, args.peers))
-    honest = statistics.mean(baseline(args, peers - cheats))
     runs = [demo(args, seed, cheat, peers) for seed in range(1, args.runs + 1)]
-    loss = statistics.mean(report["val_loss"] for report in runs) / honest - 1
+    without, as_many = (beside(runs, baseline(args, honest)) for honest in (peers - cheats, peers))
     caught = [one for report in runs for one in report["caught"]]
     barred = len({(at, one["id"]) for at, report in enumerate(runs) for one in report["caught"]})
     share = statistics.mean(kept(report, one) for report in runs for one in report["cheats"])
@@ -115,7 +121,7 @@ def row(args, cheat):
     faults = sum(len(report["faults"]) for report in runs)
     print(
         f"| `{cheat}`: {CHEATS[cheat]} | {distance} | {barred} of {cheats * len(runs)} | {when} | {share:.0%} "
-        f"| {loss:+.1%} | {wronged} | {faults} |",
+        f"| {without} | {as_many} | {wronged} | {faults} |",
         flush=True,
     )
 
@@ -132,8 +138,8 @@ def main():
     args = parser.parse_intermixed_args()
     honest = baseline(args, args.peers - 1)
     print(f"loss of {args.peers - 1} peers without a cheat: {', '.join(f'{loss:.4f}' for loss in honest)}\n")
-    print("| cheat, in every round | distance (0.01 passes) | barred | round | points kept | loss, mean | honest accused | faults |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| cheat, in every round | distance (0.01 passes) | barred | round | points kept | loss beside those without it | beside as many honest | honest accused | faults |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for cheat in args.cheats or CHEATS:
         row(args, cheat)
 
