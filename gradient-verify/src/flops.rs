@@ -1,6 +1,6 @@
 //! Proof of FLOPS: how many operations a second a peer can really do, shown by doing them.
 //!
-//! A **challenge** is some chains of matrix products, all made from the peer's id and a record's seed: `x_0` (`side` rows of `side` numbers) and a factor `b`,
+//! A **challenge** is some chains of matrix products, all made from the peer's id and a seed that a record gives: `x_0` (`side` rows of `side` numbers) and a factor `b`,
 //! then `x_{t+1} = (x_t b) mod m` in a precision, as [`trainer::products`] defines it, in whole numbers: the same on every device, so there is no
 //! tolerance. The peer
 //!
@@ -97,7 +97,7 @@ pub struct ChallengeError {
 }
 
 impl Challenge {
-    /// For `peer`, from a record's seed.
+    /// For `peer`, from the seed that a record gives.
     ///
     /// # Errors
     /// A size out of bounds.

@@ -6,7 +6,7 @@ whether memory stays flat, and what many names for one machine are worth.
     launch/benches/real_peers.py soak --rounds 2000    # four peers, one of them killed and started again every minute
     launch/benches/real_peers.py sybils --names 10     # one core under one name, then under ten, beside an honest core
 
-Needs a release build (target/release/murmur). Prints one JSON object.
+Needs a release build (target/release/murmur). Prints JSON.
 """
 
 import argparse
@@ -48,6 +48,8 @@ view_secs = 1.0
 [storage]
 snapshot_rounds = 8
 """
+# The shape of its model, where nothing is measured of that.
+TINY = {"dim": 32, "ffn": 64, "seq": 32}
 
 
 class Peer:
@@ -95,27 +97,17 @@ def until(what, seconds, holds, pause=0.1):
     return value
 
 
-TINY = {"dim": 32, "ffn": 64, "seq": 32}
-
-
-def write_run(home, **shape):
+def start(home, count, core=lambda number: None, **shape):
+    """So many members, each on the core that is its own, or on any."""
     rng = random.Random(7)
     words = ["peer", "round", "record", "weight", "ledger", "shard", "model", "gradient"]
     (home / "text.txt").write_text("\n".join(" ".join(rng.choices(words, k=12)) for _ in range(4000)))
     (home / "run.toml").write_text(RUN.format(**(TINY | shape)))
-
-
-def ticket(home):
-    asked = subprocess.run([MURMUR, "ticket", "--dir", "p0"], cwd=home, capture_output=True, text=True, check=True)
-    return asked.stdout.strip()
-
-
-def start(home, count, **shape):
-    write_run(home, **shape)
-    peers = [Peer(home, "p0", "new", "run.toml")]
+    peers = [Peer(home, "p0", "new", "run.toml", core=core(0))]
     until("the founder's first round", 60, lambda: len(peers[0].rounds()) >= 1)
+    ticket = subprocess.run([MURMUR, "ticket", "--dir", "p0"], cwd=home, capture_output=True, text=True, check=True)
     for i in range(1, count):
-        peers.append(Peer(home, f"p{i}", "join", ticket(home)))
+        peers.append(Peer(home, f"p{i}", "join", ticket.stdout.strip(), core=core(i)))
     full = lambda: all(len(peer.status().get("members", [])) == count for peer in peers)
     until(f"{count} members", 300, full, 0.5)
     return peers
@@ -185,12 +177,9 @@ def soak(home, goal):
 def one_core(home, names):
     """Three honest peers share one core, so many names the other: the names' share of the points earned and of the weight, once it has followed."""
     home.mkdir()
-    write_run(home, dim=96, ffn=192, seq=64, steps=1000, batches=4000, train=6.0, collect=9.0, regroup=60.0)
-    peers = [Peer(home, "p0", "new", "run.toml", core=0)]
-    until("the founder's first round", 60, lambda: len(peers[0].rounds()) >= 1)
-    peers += [Peer(home, f"p{i}", "join", ticket(home), core=0 if i < 3 else 1) for i in range(1, 3 + names)]
+    shape = {"dim": 96, "ffn": 192, "seq": 64, "steps": 1000, "batches": 4000, "train": 6.0, "collect": 9.0, "regroup": 60.0}
+    peers = start(home, 3 + names, lambda number: 0 if number < 3 else 1, **shape)
     look = lambda: {member["id"]: member for member in peers[0].status().get("members", [])}
-    until("all are members", 300, lambda: len(look()) == len(peers), 0.5)
     rounds = lambda: peers[0].status()["round"]
     settled = rounds() + 12
     until("weight follows work", 600, lambda: rounds() >= settled, 0.5)

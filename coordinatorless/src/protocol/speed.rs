@@ -281,7 +281,7 @@ pub(super) fn settle(state: &mut ChainState, config: &RunConfig, record: &Record
     ask(state, config, &record.beacon.proposer);
 }
 
-/// What is asked for: nobody knows it before the record stands, its proposer neither.
+/// What is asked for. Nobody knows it a round before, its proposer neither: the record names what others found.
 fn challenge(seed: &[u8; 32], record: &Hash) -> [u8; 32] {
     blake3::derive_key("murmur/v1/speed-challenge", &[&seed[..], &record.0[..]].concat())
 }
