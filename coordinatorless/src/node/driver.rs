@@ -144,7 +144,8 @@ impl Driver {
             jobs: JoinSet::new(),
             fetching: HashSet::new(),
             applying: VecDeque::new(),
-            busy: false,
+            // Until the first model is asked for: what the log decides at once is applied to it, not before it.
+            busy: true,
             epoch: 0,
             training: (0, Round(0)),
             accumulators: VecDeque::new(),
@@ -172,7 +173,8 @@ impl Driver {
         match last.filter(|_| base < round && driver.has_work_in_flight()) {
             Some(last) => {
                 driver.load_model(branch, base);
-                driver.applying.push_back(Arc::new(last));
+                // Before what the log decided at once.
+                driver.applying.push_front(Arc::new(last));
             }
             None => driver.load_model(branch, round),
         }

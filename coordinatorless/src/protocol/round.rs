@@ -532,15 +532,8 @@ impl State {
                 .iter()
                 .map(|(id, _)| *id)
                 .filter(|id| *id != self.keys.id());
-            let (round, model_root, providers) = (round.previous(), record.model_root, providers.collect());
-            let warning = format!("this peer's model after round {round} is not the agreed one; it is fetched anew");
-            self.out.push(Effect::Notice(Notice::Warning(warning)));
-            self.training.forget_models();
-            self.out.push(Effect::Resync {
-                round,
-                model_root,
-                providers,
-            });
+            let providers = providers.collect();
+            self.resync(round.previous(), record.model_root, providers);
         }
         self.out.push(Effect::Notice(Notice::Decided {
             branch: record.slot.branch,
@@ -573,6 +566,18 @@ impl State {
         }
         self.start_round(now, true);
         self.order_audits();
+    }
+
+    /// R14: the model after `round` has another root than the record after it certifies.
+    fn resync(&mut self, round: Round, model_root: Hash, providers: Vec<PeerId>) {
+        let warning = format!("this peer's model after round {round} is not the agreed one; it is fetched anew");
+        self.out.push(Effect::Notice(Notice::Warning(warning)));
+        self.training.forget_models();
+        self.out.push(Effect::Resync {
+            round,
+            model_root,
+            providers,
+        });
     }
 
     fn note_timing(&mut self, now: Micros, record: &Record) {
@@ -626,12 +631,7 @@ impl State {
                 && round < tip
             {
                 let (model_root, providers) = (next.record.model_root, self.haves.keys().copied().collect());
-                self.training.forget_models();
-                self.out.push(Effect::Resync {
-                    round,
-                    model_root,
-                    providers,
-                });
+                self.resync(round, model_root, providers);
             }
             // O8: the round in flight may need just this one.
             return self.order_training(now);
