@@ -116,8 +116,8 @@ pub enum Work {
         source: ModelSource,
         /// The claimed contribution.
         shards: Vec<Bytes>,
-        /// The member's accumulators, as it opened them; `None` if it did not.
-        accumulators: Option<Opened>,
+        /// The member's accumulators, as it opened them.
+        accumulators: Opened,
     },
     /// Compute for a proof of speed, between two steps if training is going on.
     Speed {

@@ -34,4 +34,4 @@ pub mod verdict;
 
 pub use opening::{OpeningError, accumulator_bytes};
 pub use replay::{Audit, Replay, ReplayError, replay};
-pub use verdict::{explain, judge, malformed, unanswered, verdict};
+pub use verdict::{explain, judge, malformed, verdict};

@@ -27,12 +27,6 @@ pub fn malformed(order: &AuditOrder, bound: f64) -> Verdict {
     about(order, Finding::Differs, u64::MAX, bound)
 }
 
-/// The verdict on a member that did not open its accumulators.
-#[must_use]
-pub fn unanswered(order: &AuditOrder, bound: f64) -> Verdict {
-    about(order, Finding::Unanswered, u64::MAX, bound)
-}
-
 fn about(order: &AuditOrder, finding: Finding, distance_nanos: u64, bound: f64) -> Verdict {
     let contribution = &order.contribution;
     Verdict {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use coordinatorless::node::{Done, ModelSource, Opened, leaf_count};
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::types::{BatchIndex, Trace, Verdict};
-use gradient_verify::{Audit, Replay, ReplayError, explain, malformed, replay, unanswered, verdict};
+use gradient_verify::{Audit, Replay, ReplayError, explain, malformed, replay, verdict};
 use tch::Device;
 use trainer::local::set_threads;
 use trainer::model::Model;
@@ -34,8 +34,8 @@ pub enum Task {
         source: ModelSource,
         /// What the member sent.
         shards: Vec<Bytes>,
-        /// Its accumulators, if it opened them.
-        accumulators: Option<Opened>,
+        /// Its accumulators, as it opened them.
+        accumulators: Opened,
     },
     /// Evaluate a model.
     Evaluate {
@@ -124,7 +124,7 @@ pub fn work(mut setup: Setup, tasks: &Receiver<Task>) -> Result<()> {
                 accumulators,
             } => {
                 let found = pretended(setup.cheat, &order, &setup.kit)
-                    .or_else(|| audit(&setup.kit, &mut model, &order, &source, &shards, accumulators));
+                    .or_else(|| audit(&setup.kit, &mut model, &order, &source, &shards, &accumulators));
                 if let Some((verdict, trace)) = found
                     && setup.done.blocking_send(Done::Audited { verdict, trace }).is_err()
                 {
@@ -150,12 +150,9 @@ fn audit(
     order: &AuditOrder,
     source: &ModelSource,
     shards: &[Bytes],
-    accumulators: Option<Opened>,
+    accumulators: &Opened,
 ) -> Option<(Verdict, Option<Trace>)> {
     let bound = kit.config.verification.bound;
-    let Some(accumulators) = accumulators else {
-        return Some((unanswered(order, bound), None));
-    };
     let agreed = match kit.rebuild(source) {
         Ok(agreed) => agreed,
         Err(error) => {
@@ -163,7 +160,7 @@ fn audit(
             return None;
         }
     };
-    let result = replayed(kit, model, order, &agreed, shards, &accumulators);
+    let result = replayed(kit, model, order, &agreed, shards, accumulators);
     match result {
         Ok(replay) => {
             tracing::info!("{}", explain(order, &replay, bound));

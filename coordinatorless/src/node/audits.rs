@@ -1,8 +1,10 @@
 //! What an auditor asks of a member: its accumulators before the replay, its trace after it.
 //!
 //! Whoever gives no answer is asked again, soon at first, later once a second. It has refused if that happened [`REFUSALS`] times in a row while it
-//! was heard and had the audited record in its chain: who is gone, has just come back, or is behind has not. Who begins to open and does not end
-//! has refused after [`OPENING`]; where a round's verdicts are over sooner, nobody says so in time.
+//! was heard and had the audited record in its chain: who is gone, has just come back, or is behind has not, and is asked until no record can have
+//! the verdict any more. So going silent when asked is no way out, unless for so many rounds that their pay is more than what was saved
+//! ([`crate::economics`]). Who begins to open and does not end has refused after [`OPENING`]; where a round's verdicts are over sooner, nobody says
+//! so in time.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +15,13 @@ use super::effects::AGAIN;
 use super::{ModelSource, NodeError, Opened, Work, leaf_count, transfer};
 use crate::net::{Net, Request, Response};
 use crate::protocol::event::{AuditOrder, Event, Notice};
-use crate::protocol::replayed::{self, Answer, Heard, PATIENCE, Question, REFUSALS};
+use crate::protocol::replayed::{self, Answer, Heard, PATIENCE, Question, REFUSALS, Window};
 use crate::types::*;
 use crate::wire::Scheme;
 
 /// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
 const OPENING: Duration = Duration::from_secs(30);
-/// How long a member is asked for it that gives none, if there is no end to the round's verdicts before.
+/// How long a member that gives none may still change its mind, unless half of the time for the verdict is over before.
 const REOPENING: Duration = Duration::from_secs(10);
 /// How long one question for a trace may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -27,52 +29,101 @@ const ANSWER: Duration = Duration::from_secs(5);
 const ACCUSED: Duration = Duration::from_secs(1);
 /// Peers asked for an opened accumulator.
 const MAX_OPENERS: usize = 16;
-/// Before somebody is asked again for the first times: rounds may be short.
+/// Before somebody is asked again for the first times, and how many those are: rounds may be short.
 const SOON: Duration = Duration::from_millis(250);
+const AT_FIRST: u32 = 12;
+/// Before somebody is asked again that cannot answer now.
+const LATER: Duration = Duration::from_secs(2);
 
 /// How often somebody was asked that gave no answer.
 pub(super) struct Tries {
     began: Instant,
+    /// When it was asked last.
+    asked: Instant,
     all: u32,
-    /// In a row, each time able to answer.
+    /// Each time able to answer, in a row, and when it was first asked of these.
     refused: u32,
+    since: Instant,
+    /// The last answer was waited for too long, from one that was able.
+    stalled: bool,
+}
+
+/// What follows when an accumulator was not opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    /// Ask again after this.
+    Ask(Duration),
+    /// It has refused.
+    Accuse,
+    /// It may have been unable, and a verdict would come too late by now.
+    Drop,
 }
 
 impl Tries {
-    fn new() -> Self {
+    fn new(now: Instant) -> Self {
         Self {
-            began: Instant::now(),
+            began: now,
+            asked: now,
             all: 0,
             refused: 0,
+            since: now,
+            stalled: false,
         }
     }
 
     /// It gave no answer once more.
-    fn again(&mut self, able: bool) {
+    fn again(&mut self, able: bool, now: Instant) {
         self.all = self.all.saturating_add(1);
+        if self.refused == 0 {
+            self.since = self.asked;
+        }
         self.refused = if able { self.refused.saturating_add(1) } else { 0 };
+        self.stalled = able && now - self.asked >= OPENING;
+    }
+
+    fn is_able(&self) -> bool {
+        self.refused > 0
     }
 
     fn pause(&self) -> Duration {
-        if self.all <= REFUSALS { SOON } else { AGAIN }
+        match self.is_able() {
+            true if self.all <= AT_FIRST => SOON,
+            true => AGAIN,
+            false => LATER,
+        }
     }
 
     fn has_refused(&self) -> bool {
         self.refused >= REFUSALS
     }
+
+    /// What to do now, with `record` the last one.
+    fn next(&self, now: Instant, record: Round, window: &Window) -> Next {
+        let late = now - self.since >= REOPENING || record >= window.half;
+        match (self.has_refused() && late) || self.stalled {
+            true => Next::Accuse,
+            false if record < window.end => Next::Ask(self.pause()),
+            false => Next::Drop,
+        }
+    }
 }
 
-/// A replay that waits for what the member is to open, or has it.
-pub(super) struct AuditReady {
+/// An audit that waits for what the member is to open, or has it.
+pub(super) struct Audit {
     order: AuditOrder,
-    source: Result<ModelSource, String>,
-    shards: Vec<Bytes>,
     accumulators: Option<Opened>,
     /// Who may have what is to be opened.
     providers: Vec<PeerId>,
-    /// The record with which asking ends.
-    until: Round,
+    window: Window,
     tries: Tries,
+}
+
+/// What a replay takes.
+pub(super) struct Replay {
+    order: AuditOrder,
+    source: Result<ModelSource, String>,
+    shards: Vec<Bytes>,
+    accumulators: Opened,
 }
 
 /// A member being asked for its trace.
@@ -98,7 +149,7 @@ impl Driver {
             verdict,
             question,
             until,
-            tries: Tries::new(),
+            tries: Tries::new(Instant::now()),
         };
         self.ask(asking, Duration::ZERO);
     }
@@ -121,44 +172,35 @@ impl Driver {
         });
     }
 
-    /// Gathers what a replay takes, and asks the member for what it is to open; of who is only said to have told nothing, for its trace.
+    /// Asks the member for what it is to open; of who is only said to have told nothing, for its trace.
     pub(super) fn prepare_audit(&mut self, order: AuditOrder) {
         if order.accusation.is_some_and(|accused| !accused.replay) {
             let bound = self.node.config.run.verification.bound;
             return self.ask_for_trace(replayed::told(&order, bound), Trace::default());
         }
-        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
-        let spacing = self.node.config.run.storage.snapshot_rounds;
-        let until = replayed::open_until(&self.node.config.run, self.state.chain(), &order);
-        let opening = self.opening();
-        self.jobs.spawn(async move {
-            let (member, commit) = (order.contribution.member, order.contribution.commit.clone());
-            let source = transfer::model_source(&net, &store, order.work.base, &others, spacing).await;
-            let shards = transfer::fetch_contribution(&net, &commit, &others)
-                .await
-                .unwrap_or_default();
-            // Whoever accused it had them from the member, under the same hashes; where everyone is asked, others soon have them too, and one
-            // member need not serve all.
-            let handed_on = order
-                .accusation
-                .map(|accused| accused.by)
-                .into_iter()
-                .chain(others.iter().copied().filter(|_| order.draw > 0));
-            let providers: Vec<PeerId> = std::iter::once(member)
-                .chain(handed_on.filter(|id| *id != member))
-                .take(MAX_OPENERS)
-                .collect();
-            let ready = AuditReady {
-                order,
-                source,
-                shards,
-                accumulators: None,
-                providers,
-                until,
-                tries: Tries::new(),
-            };
-            opening.of(Box::new(ready)).await
+        let member = order.contribution.member;
+        // Whoever accused it had them from the member, under the same hashes; where everyone is asked, others soon have them too, and one
+        // member need not serve all.
+        let others = self.others();
+        let handed_on = order
+            .accusation
+            .map(|accused| accused.by)
+            .into_iter()
+            .chain(others.into_iter().filter(|_| order.draw > 0));
+        let providers: Vec<PeerId> = std::iter::once(member)
+            .chain(handed_on.filter(|id| *id != member))
+            .take(MAX_OPENERS)
+            .collect();
+        let window = replayed::opening(&self.node.config.run, self.state.chain(), &order);
+        let audit = Box::new(Audit {
+            order,
+            accumulators: None,
+            providers,
+            window,
+            tries: Tries::new(Instant::now()),
         });
+        let opening = self.opening();
+        self.jobs.spawn(opening.of(audit, Duration::ZERO));
     }
 
     fn opening(&self) -> Opening {
@@ -171,32 +213,57 @@ impl Driver {
     }
 
     /// An audited member's accumulators, or that it did not open them.
-    pub(super) fn hear_opened(&mut self, mut ready: Box<AuditReady>) -> Result<(), NodeError> {
-        let slot = ready.order.contribution.commit.slot;
-        if ready.accumulators.is_none() {
-            let able = self.is_able(&ready.order.contribution.member, &slot);
-            ready.tries.again(able);
-            if ready.tries.began.elapsed() < REOPENING && self.state.chain().agreed.round < ready.until {
+    pub(super) fn hear_opened(&mut self, mut audit: Box<Audit>) -> Result<(), NodeError> {
+        let Some(accumulators) = audit.accumulators.take() else {
+            return self.hear_nothing(audit);
+        };
+        let order = audit.order;
+        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
+        let spacing = self.node.config.run.storage.snapshot_rounds;
+        self.jobs.spawn(async move {
+            let source = transfer::model_source(&net, &store, order.work.base, &others, spacing).await;
+            let shards = transfer::fetch_contribution(&net, &order.contribution.commit, &others)
+                .await
+                .unwrap_or_default();
+            Job::Replay(Box::new(Replay {
+                order,
+                source,
+                shards,
+                accumulators,
+            }))
+        });
+        Ok(())
+    }
+
+    /// A member that did not open its accumulators.
+    fn hear_nothing(&mut self, mut audit: Box<Audit>) -> Result<(), NodeError> {
+        let able = self.is_able(&audit.order.contribution.member, &audit.order.contribution.commit.slot);
+        let now = Instant::now();
+        audit.tries.again(able, now);
+        match audit.tries.next(now, self.state.chain().agreed.round, &audit.window) {
+            Next::Ask(pause) => {
+                audit.tries.asked = now + pause;
                 let opening = self.opening();
-                self.jobs.spawn(async move {
-                    tokio::time::sleep(ready.tries.pause()).await;
-                    opening.of(ready).await
-                });
-                return Ok(());
+                self.jobs.spawn(opening.of(audit, pause));
+                Ok(())
             }
-            // Who lets a whole patience pass has refused, too.
-            let stalled = able && ready.tries.began.elapsed() >= OPENING;
-            if !(ready.tries.has_refused() || stalled) {
-                return Ok(());
+            // Not behind the replays that wait: rounds may be short.
+            Next::Accuse => {
+                let bound = self.node.config.run.verification.bound;
+                self.handle(Event::Audited(replayed::unanswered(&audit.order, bound)))
             }
+            Next::Drop => Ok(()),
         }
-        let AuditReady {
+    }
+
+    /// What a replay takes is here.
+    pub(super) fn replay(&mut self, replay: Replay) -> Result<(), NodeError> {
+        let Replay {
             order,
             source,
             shards,
             accumulators,
-            ..
-        } = *ready;
+        } = replay;
         match source {
             Ok(source) => self.give(Work::Audit {
                 order,
@@ -223,9 +290,11 @@ impl Driver {
         // An accusation says more with the member's steps, and holds without.
         let patient = asking.verdict.finding != Finding::Differs;
         if answer.is_none() {
-            asking.tries.again(self.is_able(&member, &slot));
-            if patient && asking.tries.began.elapsed() < PATIENCE && chain.agreed.round < asking.until {
+            asking.tries.again(self.is_able(&member, &slot), Instant::now());
+            let waits = asking.tries.began.elapsed() < PATIENCE || !asking.tries.is_able();
+            if patient && waits && chain.agreed.round < asking.until {
                 let pause = asking.tries.pause();
+                asking.tries.asked = Instant::now() + pause;
                 self.ask(asking, pause);
                 return Ok(());
             }
@@ -306,14 +375,65 @@ struct Opening {
 }
 
 impl Opening {
-    /// Asks once.
-    async fn of(&self, mut ready: Box<AuditReady>) -> Job {
-        let (order, commit) = (&ready.order, &ready.order.contribution.commit);
+    /// Asks once, after a while.
+    async fn of(self, mut audit: Box<Audit>, after: Duration) -> Job {
+        tokio::time::sleep(after).await;
+        let (order, commit) = (&audit.order, &audit.order.contribution.commit);
         let patience = if order.draw > 0 { 4 * OPENING } else { OPENING };
         let leaves = order.leaves(leaf_count(self.limit)).filter(|_| self.by_leaf);
-        let (providers, limit) = (&ready.providers, self.limit);
-        ready.accumulators =
+        let (providers, limit) = (&audit.providers, self.limit);
+        audit.accumulators =
             transfer::accumulators(&self.net, commit, self.zero, providers, limit, leaves, patience).await;
-        Job::Audit(ready)
+        Job::Audit(audit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Window = Window {
+        half: Round(14),
+        end: Round(17),
+    };
+
+    /// What follows after questions at these seconds, each with whether the member was able and how long it was waited for; `record` is the last one.
+    fn after(questions: &[(u64, bool, u64)], record: u64) -> Next {
+        let began = Instant::now();
+        let at = |secs| began + Duration::from_secs(secs);
+        let (mut tries, mut now) = (Tries::new(began), began);
+        for (asked, able, waited) in questions {
+            (tries.asked, now) = (at(*asked), at(asked + waited));
+            tries.again(*able, now);
+        }
+        tries.next(now, Round(record), &WINDOW)
+    }
+
+    #[test]
+    fn who_was_able_and_gave_nothing_three_times_has_refused_when_it_is_late() {
+        let thrice = [(0, true, 0); 3];
+        assert_eq!(after(&thrice, 11), Next::Ask(SOON), "it may change its mind");
+        let often: Vec<_> = (0..13).map(|_| (0, true, 0)).collect();
+        assert_eq!(after(&often, 11), Next::Ask(AGAIN));
+        assert_eq!(after(&[(0, true, 0), (4, true, 0), (9, true, 1)], 11), Next::Accuse);
+        assert_eq!(after(&thrice, 14), Next::Accuse, "rounds are short");
+        assert_eq!(after(&thrice[1..], 14), Next::Ask(SOON), "twice is not enough");
+        assert_eq!(after(&[(0, true, 30)], 11), Next::Accuse, "an answer that does not end");
+        assert_eq!(after(&[(0, false, 30)], 11), Next::Ask(LATER), "it went away over it");
+    }
+
+    #[test]
+    fn who_goes_silent_is_asked_until_no_record_can_have_the_verdict() {
+        let gone = [(0, true, 0), (1, true, 0), (2, false, 3), (600, false, 3)];
+        assert_eq!(after(&gone, 16), Next::Ask(LATER));
+        assert_eq!(after(&gone, 17), Next::Drop, "who is gone has not refused");
+        let back = [(605, true, 0), (605, true, 0), (606, true, 0)];
+        assert_eq!(
+            after(&[&gone[..], &back].concat(), 11),
+            Next::Ask(SOON),
+            "it has just come back"
+        );
+        assert_eq!(after(&[&gone[..], &back].concat(), 14), Next::Accuse);
+        assert_eq!(after(&[&gone[..], &back, &[(615, true, 0)]].concat(), 11), Next::Accuse);
     }
 }

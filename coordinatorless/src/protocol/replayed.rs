@@ -296,8 +296,17 @@ pub fn ask_until(config: &RunConfig, chain: &ChainState, verdict: &Verdict) -> R
     }
 }
 
-/// The record with which asking for accumulators ends: two more can have the verdict.
-pub fn open_until(config: &RunConfig, chain: &ChainState, order: &AuditOrder) -> Round {
+/// The time in which accumulators are to be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// With this record half of it is over: time to say that nothing was opened.
+    pub half: Round,
+    /// Only one more record can have a verdict after this one.
+    pub end: Round,
+}
+
+/// When the accumulators of this audit are to be opened.
+pub fn opening(config: &RunConfig, chain: &ChainState, order: &AuditOrder) -> Window {
     let (round, member) = (order.work.round, order.contribution.member);
     let about = |open: &&Accusation| order.draw > 0 && (open.round, open.member) == (round, member);
     let from = chain
@@ -306,10 +315,22 @@ pub fn open_until(config: &RunConfig, chain: &ChainState, order: &AuditOrder) ->
         .iter()
         .find(about)
         .map_or(round, |open| open.since);
-    Round(
-        from.0
-            .saturating_add(config.verification.verdict_rounds.saturating_sub(2)),
-    )
+    let rounds = config.verification.verdict_rounds;
+    let after = |rounds: u64| Round(from.0.saturating_add(rounds));
+    Window {
+        half: after(rounds / 2),
+        end: after(rounds.saturating_sub(1)),
+    }
+}
+
+/// The verdict on a member that opened no accumulators; there is nothing to replay with.
+pub fn unanswered(order: &AuditOrder, bound: f64) -> Verdict {
+    Verdict {
+        lot: order.lot.clone(),
+        finding: Finding::Unanswered,
+        distance_nanos: u64::MAX,
+        ..told(order, bound)
+    }
 }
 
 /// The word of a voter that is only asked whether the member tells its steps, before it knows: that nothing is amiss.
