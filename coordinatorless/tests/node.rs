@@ -78,20 +78,24 @@ struct Left {
     log: Vec<Vec<u8>>,
 }
 
-/// Plays the founder until it decides `round`, and leaves what was on disk just before that record.
-fn killed_while_deciding(config: &RunConfig, round: Round) -> Left {
-    let setup = Setup {
+/// The founder after these records, with this log.
+fn founder(config: &RunConfig, chain: ChainState, log: Vec<Vec<u8>>) -> State {
+    State::new(Setup {
         config: Arc::new(config.clone()),
         keys: keys(),
-        chain: ChainState::genesis(config),
+        chain,
         history: Vec::new(),
-        wal: Some(Vec::new()),
+        wal: Some(log),
         join: None,
         sequence: 1,
         last_round: None,
         steps: None,
-    };
-    let mut state = State::new(setup);
+    })
+}
+
+/// Plays the founder until it decides `round`, and leaves what was on disk just before that record.
+fn killed_while_deciding(config: &RunConfig, round: Round) -> Left {
+    let mut state = founder(config, ChainState::genesis(config), Vec::new());
     let mut left = Left {
         records: Vec::new(),
         log: Vec::new(),
@@ -123,6 +127,7 @@ fn killed_while_deciding(config: &RunConfig, round: Round) -> Left {
             .unwrap();
         timers.remove(&timer);
         now = at.max(now);
+        assert!(now < 60_000_000, "{round} rounds of a second take no minute");
         effects.extend(state.handle(now, Event::Timer(timer)));
     }
 }
@@ -145,7 +150,11 @@ async fn a_record_that_the_log_decides_at_the_start_is_applied() {
 
 async fn starts_again(config: RunConfig) {
     let left = killed_while_deciding(&config, Round(4));
-    assert!(!left.log.is_empty(), "something was signed for it");
+    let last = (*left.records.last().unwrap().1).clone();
+    let decides =
+        |effect: &Effect| matches!(effect, Effect::Store { decided, .. } if decided.record.slot.round == Round(4));
+    let begun = founder(&config, last, left.log.clone()).start(0);
+    assert!(begun.iter().any(decides), "the log alone decides it");
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for (decided, state) in &left.records {
@@ -225,15 +234,13 @@ async fn starts_again(config: RunConfig) {
             }
         }
     });
-    let running = tokio::spawn(node::run(node));
+    let mut running = tokio::spawn(node::run(node));
     let mut rounds = Vec::new();
     while rounds.last().is_none_or(|last| *last < Round(5)) {
-        rounds.push(
-            timeout(SOON, models.recv())
-                .await
-                .expect("a model is asked for soon")
-                .unwrap(),
-        );
+        tokio::select! {
+            round = timeout(SOON, models.recv()) => rounds.push(round.expect("a model is asked for soon").unwrap()),
+            ended = &mut running => panic!("it stopped by itself: {ended:?}"),
+        }
     }
     drop(models);
     running.abort();

@@ -1,10 +1,9 @@
 //! What an auditor asks of a member: its accumulators before the replay, its trace after it.
 //!
 //! Whoever gives no answer is asked again, soon at first, later once a second. It has refused if that happened [`REFUSALS`] times in a row while it
-//! was heard and had the audited record in its chain: who is gone, has just come back, or is behind has not, and is asked until no record can have
-//! the verdict any more. So going silent when asked is no way out, unless for so many rounds that their pay is more than what was saved
-//! ([`crate::economics`]). Who begins to open and does not end has refused after [`OPENING`]; where a round's verdicts are over sooner, nobody says
-//! so in time.
+//! could answer: while it was heard and said that it has the audited record, or has been counted in as many records since it was asked, whatever it
+//! says. Who is gone, has just come back, or is behind has not refused, and is asked until no record can have the verdict any more. Who begins to open
+//! and does not end has refused with the second such answer; where a round's verdicts are over sooner, nobody says so in time.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,8 @@ use crate::wire::Scheme;
 
 /// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
 const OPENING: Duration = Duration::from_secs(30);
+/// Answers that do not end which are a refusal.
+const STALLS: u32 = 2;
 /// How long a member that gives none may still change its mind, unless half of the time for the verdict is over before.
 const REOPENING: Duration = Duration::from_secs(10);
 /// How long one question for a trace may take.
@@ -38,14 +39,16 @@ const LATER: Duration = Duration::from_secs(2);
 /// How often somebody was asked that gave no answer.
 pub(super) struct Tries {
     began: Instant,
+    /// The last record then.
+    record: Round,
     /// When it was asked last.
     asked: Instant,
     all: u32,
     /// Each time able to answer, in a row, and when it was first asked of these.
     refused: u32,
     since: Instant,
-    /// The last answer was waited for too long, from one that was able.
-    stalled: bool,
+    /// Of these, those in a row that were waited for in vain for a whole patience.
+    stalled: u32,
 }
 
 /// What follows when an accumulator was not opened.
@@ -60,14 +63,15 @@ enum Next {
 }
 
 impl Tries {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, record: Round) -> Self {
         Self {
             began: now,
+            record,
             asked: now,
             all: 0,
             refused: 0,
             since: now,
-            stalled: false,
+            stalled: 0,
         }
     }
 
@@ -78,7 +82,8 @@ impl Tries {
             self.since = self.asked;
         }
         self.refused = if able { self.refused.saturating_add(1) } else { 0 };
-        self.stalled = able && now - self.asked >= OPENING;
+        let stalled = able && now - self.asked >= OPENING;
+        self.stalled = if stalled { self.stalled.saturating_add(1) } else { 0 };
     }
 
     fn is_able(&self) -> bool {
@@ -100,7 +105,7 @@ impl Tries {
     /// What to do now, with `record` the last one.
     fn next(&self, now: Instant, record: Round, window: &Window) -> Next {
         let late = now - self.since >= REOPENING || record >= window.half;
-        match (self.has_refused() && late) || self.stalled {
+        match (self.has_refused() && late) || self.stalled >= STALLS {
             true => Next::Accuse,
             false if record < window.end => Next::Ask(self.pause()),
             false => Next::Drop,
@@ -111,6 +116,8 @@ impl Tries {
 /// An audit that waits for what the member is to open, or has it.
 pub(super) struct Audit {
     order: AuditOrder,
+    /// Let go of while the member is not there: models are large, and it may take a while.
+    basis: Option<Basis>,
     accumulators: Option<Opened>,
     /// Who may have what is to be opened.
     providers: Vec<PeerId>,
@@ -118,12 +125,10 @@ pub(super) struct Audit {
     tries: Tries,
 }
 
-/// What a replay takes.
-pub(super) struct Replay {
-    order: AuditOrder,
+/// What a replay begins with: the model, and what the member sent.
+pub(super) struct Basis {
     source: Result<ModelSource, String>,
     shards: Vec<Bytes>,
-    accumulators: Opened,
 }
 
 /// A member being asked for its trace.
@@ -149,7 +154,7 @@ impl Driver {
             verdict,
             question,
             until,
-            tries: Tries::new(Instant::now()),
+            tries: Tries::new(Instant::now(), chain.agreed.round),
         };
         self.ask(asking, Duration::ZERO);
     }
@@ -191,16 +196,37 @@ impl Driver {
             .chain(handed_on.filter(|id| *id != member))
             .take(MAX_OPENERS)
             .collect();
-        let window = replayed::opening(&self.node.config.run, self.state.chain(), &order);
-        let audit = Box::new(Audit {
+        let chain = self.state.chain();
+        let window = replayed::opening(&self.node.config.run, chain, &order);
+        let mut audit = Box::new(Audit {
+            tries: Tries::new(Instant::now(), chain.agreed.round),
             order,
+            basis: None,
             accumulators: None,
             providers,
             window,
-            tries: Tries::new(Instant::now()),
         });
-        let opening = self.opening();
-        self.jobs.spawn(opening.of(audit, Duration::ZERO));
+        let (basis, opening) = (self.basis(&audit.order), self.opening());
+        self.jobs.spawn(async move {
+            let (basis, opened) = tokio::join!(basis, opening.of(&audit, Duration::ZERO));
+            (audit.basis, audit.accumulators) = (Some(basis), opened);
+            Job::Audit(audit)
+        });
+    }
+
+    /// Gathers what a replay begins with.
+    fn basis(&self, order: &AuditOrder) -> impl Future<Output = Basis> + Send + 'static {
+        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
+        let spacing = self.node.config.run.storage.snapshot_rounds;
+        let (base, commit) = (order.work.base, order.contribution.commit.clone());
+        async move {
+            let source = transfer::model_source(&net, &store, base, &others, spacing).await;
+            let shards = transfer::fetch_contribution(&net, &commit, &others).await;
+            Basis {
+                source,
+                shards: shards.unwrap_or_default(),
+            }
+        }
     }
 
     fn opening(&self) -> Opening {
@@ -217,58 +243,19 @@ impl Driver {
         let Some(accumulators) = audit.accumulators.take() else {
             return self.hear_nothing(audit);
         };
-        let order = audit.order;
-        let (net, store, others) = (self.node.net.clone(), self.node.store.clone(), self.others());
-        let spacing = self.node.config.run.storage.snapshot_rounds;
-        self.jobs.spawn(async move {
-            let source = transfer::model_source(&net, &store, order.work.base, &others, spacing).await;
-            let shards = transfer::fetch_contribution(&net, &order.contribution.commit, &others)
-                .await
-                .unwrap_or_default();
-            Job::Replay(Box::new(Replay {
-                order,
-                source,
-                shards,
-                accumulators,
-            }))
-        });
-        Ok(())
-    }
-
-    /// A member that did not open its accumulators.
-    fn hear_nothing(&mut self, mut audit: Box<Audit>) -> Result<(), NodeError> {
-        let able = self.is_able(&audit.order.contribution.member, &audit.order.contribution.commit.slot);
-        let now = Instant::now();
-        audit.tries.again(able, now);
-        match audit.tries.next(now, self.state.chain().agreed.round, &audit.window) {
-            Next::Ask(pause) => {
-                audit.tries.asked = now + pause;
-                let opening = self.opening();
-                self.jobs.spawn(opening.of(audit, pause));
-                Ok(())
-            }
-            // Not behind the replays that wait: rounds may be short.
-            Next::Accuse => {
-                let bound = self.node.config.run.verification.bound;
-                self.handle(Event::Audited(replayed::unanswered(&audit.order, bound)))
-            }
-            Next::Drop => Ok(()),
-        }
-    }
-
-    /// What a replay takes is here.
-    pub(super) fn replay(&mut self, replay: Replay) -> Result<(), NodeError> {
-        let Replay {
-            order,
-            source,
-            shards,
-            accumulators,
-        } = replay;
-        match source {
+        let Some(basis) = audit.basis.take() else {
+            let basis = self.basis(&audit.order);
+            self.jobs.spawn(async move {
+                (audit.basis, audit.accumulators) = (Some(basis.await), Some(accumulators));
+                Job::Audit(audit)
+            });
+            return Ok(());
+        };
+        match basis.source {
             Ok(source) => self.give(Work::Audit {
-                order,
+                order: audit.order,
                 source,
-                shards,
+                shards: basis.shards,
                 accumulators,
             }),
             Err(reason) => {
@@ -278,9 +265,48 @@ impl Driver {
         }
     }
 
-    /// Whether this member could answer about the round of this slot.
-    fn is_able(&self, member: &PeerId, slot: &Slot) -> bool {
-        self.state.alive(self.now()).contains(member) && self.state.has_decided(member, slot)
+    /// A member that did not open its accumulators.
+    fn hear_nothing(&mut self, mut audit: Box<Audit>) -> Result<(), NodeError> {
+        let (member, slot) = (audit.order.contribution.member, audit.order.contribution.commit.slot);
+        let (able, now) = (self.is_able(&member, &slot, &audit.tries), Instant::now());
+        audit.tries.again(able, now);
+        match audit.tries.next(now, self.state.chain().agreed.round, &audit.window) {
+            Next::Ask(pause) => {
+                audit.tries.asked = now + pause;
+                if !able {
+                    audit.basis = None;
+                }
+                let opening = self.opening();
+                self.jobs.spawn(async move {
+                    audit.accumulators = opening.of(&audit, pause).await;
+                    Job::Audit(audit)
+                });
+                Ok(())
+            }
+            // Not behind the replays that wait: rounds may be short.
+            Next::Accuse => {
+                let bound = self.node.config.run.verification.bound;
+                self.handle(Event::Audited(replayed::unanswered(&audit.order, bound)))
+            }
+            Next::Drop => {
+                let (member, round) = (member.short(), slot.round);
+                self.notice(Notice::Warning(format!(
+                    "{member} was not there to open what it sent in round {round}, so it was not audited"
+                )));
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether this member could answer about the round of this slot when it was asked last.
+    fn is_able(&self, member: &PeerId, slot: &Slot, tries: &Tries) -> bool {
+        let chain = self.state.chain();
+        // Its commits name the record before them. Of those that were on their way when it was asked there may be one or two.
+        let counted = chain.member(member).is_some_and(|one| {
+            let since = one.work.iter().filter(|(round, _)| *round > tries.record);
+            slot.branch == chain.agreed.branch && one.uncounted == 0 && since.count() >= REFUSALS as usize
+        });
+        counted || (self.state.alive(self.now()).contains(member) && self.state.has_decided(member, slot))
     }
 
     /// What an audited member told of its trace, or that it told nothing.
@@ -290,8 +316,9 @@ impl Driver {
         // An accusation says more with the member's steps, and holds without.
         let patient = asking.verdict.finding != Finding::Differs;
         if answer.is_none() {
-            asking.tries.again(self.is_able(&member, &slot), Instant::now());
-            let waits = asking.tries.began.elapsed() < PATIENCE || !asking.tries.is_able();
+            let able = self.is_able(&member, &slot, &asking.tries);
+            asking.tries.again(able, Instant::now());
+            let waits = asking.tries.began.elapsed() < PATIENCE || !asking.tries.has_refused();
             if patient && waits && chain.agreed.round < asking.until {
                 let pause = asking.tries.pause();
                 asking.tries.asked = Instant::now() + pause;
@@ -376,15 +403,21 @@ struct Opening {
 
 impl Opening {
     /// Asks once, after a while.
-    async fn of(self, mut audit: Box<Audit>, after: Duration) -> Job {
+    async fn of(&self, audit: &Audit, after: Duration) -> Option<Opened> {
         tokio::time::sleep(after).await;
         let (order, commit) = (&audit.order, &audit.order.contribution.commit);
         let patience = if order.draw > 0 { 4 * OPENING } else { OPENING };
         let leaves = order.leaves(leaf_count(self.limit)).filter(|_| self.by_leaf);
-        let (providers, limit) = (&audit.providers, self.limit);
-        audit.accumulators =
-            transfer::accumulators(&self.net, commit, self.zero, providers, limit, leaves, patience).await;
-        Job::Audit(audit)
+        transfer::accumulators(
+            &self.net,
+            commit,
+            self.zero,
+            &audit.providers,
+            self.limit,
+            leaves,
+            patience,
+        )
+        .await
     }
 }
 
@@ -401,7 +434,7 @@ mod tests {
     fn after(questions: &[(u64, bool, u64)], record: u64) -> Next {
         let began = Instant::now();
         let at = |secs| began + Duration::from_secs(secs);
-        let (mut tries, mut now) = (Tries::new(began), began);
+        let (mut tries, mut now) = (Tries::new(began, Round(10)), began);
         for (asked, able, waited) in questions {
             (tries.asked, now) = (at(*asked), at(asked + waited));
             tries.again(*able, now);
@@ -418,8 +451,14 @@ mod tests {
         assert_eq!(after(&[(0, true, 0), (4, true, 0), (9, true, 1)], 11), Next::Accuse);
         assert_eq!(after(&thrice, 14), Next::Accuse, "rounds are short");
         assert_eq!(after(&thrice[1..], 14), Next::Ask(SOON), "twice is not enough");
-        assert_eq!(after(&[(0, true, 30)], 11), Next::Accuse, "an answer that does not end");
-        assert_eq!(after(&[(0, false, 30)], 11), Next::Ask(LATER), "it went away over it");
+        let endless = [(0, true, 30), (31, true, 30)];
+        assert_eq!(after(&endless, 11), Next::Accuse, "answers that do not end");
+        assert_eq!(after(&endless[1..], 11), Next::Ask(SOON), "it may have been the line");
+        assert_eq!(
+            after(&[(0, false, 30); 2], 11),
+            Next::Ask(LATER),
+            "it went away over it"
+        );
     }
 
     #[test]

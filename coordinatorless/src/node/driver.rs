@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::audits::{Asking, Audit, Replay};
+use super::audits::{Asking, Audit};
 use super::restore::read_chain;
 use super::speeds::{AT_ONCE, Looked};
 use super::transfer::Wanted;
@@ -45,7 +45,6 @@ pub(super) enum Job {
     Gathered(u64, Result<Step, String>),
     Source(u64, Branch, Result<ModelSource, String>),
     Audit(Box<Audit>),
-    Replay(Box<Replay>),
     Trace(Box<Asking>, Option<Answer>),
     Records(PeerId, Vec<Decided>),
     Speed(Key, Looked),
@@ -465,7 +464,6 @@ impl Driver {
                 Ok(())
             }
             Job::Audit(audit) => self.hear_opened(audit),
-            Job::Replay(replay) => self.replay(*replay),
             Job::Trace(asking, answer) => self.hear_trace(*asking, answer),
             Job::Speed(key, looked) => self.looked_at_speed(key, looked),
             Job::Records(from, records) => {
