@@ -4,7 +4,7 @@
 //! cheats in a round saves that cost, and is caught with the chance `q = 1 - e^(-p(1-r))`, at least: auditors are drawn one by one, `p` of
 //! them for a contribution on average, of whom one must be honest when a share `r` of the weight colludes. The other voters confirm it, of
 //! whom more than a third are honest. A caught cheat loses the round's own points and everything unvested, the points of `vesting_rounds` rounds, and its
-//! place. (Who does the work of a cheat by not opening its accumulators has three rounds to be drawn in before it is barred.)
+//! place.
 //!
 //! 1. **One round.** Who has always been honest and cheats once must lose more than it saves: `q * (1 + vesting_rounds) > cost_share`.
 //! 2. **Ever new names.** A name costs nothing. Who cheats in every round, and comes back under another name when it is caught, is paid
@@ -18,15 +18,25 @@
 //!    bounty `rewards.audit_bounty_permille` thousandths of the work's reward. All audits together take `p * bounty` of what work is paid. Who is
 //!    drawn to audit an accomplice is paid for no replay, whether it vouches for it or gives it away, if nobody else catches it in that round, and keeps
 //!    that. Condition 2 counts it among what a cheat is paid: `(1-q)^vesting_rounds + (1-q) * p * r * bounty`.
+//! 6. **Opening nothing.** Who does no work and opens its accumulators to nobody is not paid for the rounds that were drawn, and barred with the third
+//!    of them, when twice `verdict_rounds` may have passed since. So it is paid for a round that was not drawn itself if of the `vesting_rounds - 2
+//!    verdict_rounds` rounds after it fewer than three were: that must be less than what honest work leaves.
+//!
+//! What no condition covers, since the rules do not prevent it yet: who stops hiding after its second strike and lets that name work honestly, however
+//! little, until its points vest; and who goes silent whenever it is asked, until no record can have the verdict any more, for nobody is
+//! accused that was not there to answer (this crate's README has the numbers).
 //!
 //! The share that colludes, the cost and `alpha` are [`Assumptions`]: they stand in no configuration, as nobody could agree on them.
 
 use std::fmt;
 
 use crate::config::{RewardConfig, VerificationConfig};
+use crate::protocol::audit::MAX_STRIKES;
 
 /// The surety with which a cheat is said to be caught within some rounds.
 const SURETY: f64 = 0.99;
+/// Where the search for rounds that are enough ends.
+const MOST_ROUNDS: u32 = 1 << 16;
 
 /// What is taken for granted about people and machines.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -110,6 +120,17 @@ pub enum Objection {
         /// What honest work leaves.
         honest: f64,
     },
+    /// Condition 6.
+    #[error(
+        "a peer that does no work and opens nothing to auditors, under a new name whenever it is barred, is paid {kept:.3} of what it claims, and honest \
+         work leaves {honest:.3}"
+    )]
+    OpeningNothing {
+        /// Share of the claims that vests.
+        kept: f64,
+        /// What honest work leaves.
+        honest: f64,
+    },
     /// Condition 5.
     #[error(
         "a proven audit pays {bounty:.2} of the work's reward (rewards.audit_bounty_permille), and the replay costs {cost:.2}: silence pays better"
@@ -167,28 +188,34 @@ impl Economics {
         uncaught * audit_rate * self.assumed.colluding_share * self.bounty
     }
 
-    /// What is left of honest work, less what accomplices are paid; nothing, if that is all of it.
-    fn margin(&self, audit_rate: f64) -> f64 {
-        (1.0 - self.assumed.cost_share - self.accomplices(audit_rate)).max(0.0)
+    /// What who opens nothing is paid of what it claims (condition 6).
+    #[must_use]
+    pub fn hidden(&self) -> f64 {
+        let drawn = self.caught();
+        let rounds = (self.vesting_rounds - 2.0 * self.verdict_rounds).max(0.0);
+        (1.0 - drawn) * fewer_draws(f64::from(MAX_STRIKES), rounds, drawn) + self.accomplices(self.audit_rate)
     }
 
-    /// The least audit rate with which conditions 1 and 2 hold at this vesting. Above 1: there is none.
+    /// The least audit rate, in thousandths, with which nothing is wrong; above 1: there is none.
     #[must_use]
     pub fn audits_needed(&self) -> f64 {
-        let once = self.assumed.cost_share / (1.0 + self.vesting_rounds);
-        // More audits also pay accomplices more; that is a small part of it, so this comes to rest soon.
-        (0..64).fold(0.0, |rate, _| {
-            let names = 1.0 - self.margin(rate).powf(1.0 / self.vesting_rounds);
-            -(-once.max(names)).ln_1p() / (1.0 - self.assumed.colluding_share)
+        let rates = (1..=1000).map(|permille| f64::from(permille) / 1000.0);
+        self.least(rates, |audit_rate| Self { audit_rate, ..*self })
+    }
+
+    /// The least rounds of vesting with which nothing is wrong. Infinite if there are none.
+    #[must_use]
+    pub fn vesting_needed(&self) -> f64 {
+        let rounds = (1..=MOST_ROUNDS).map(f64::from);
+        self.least(rounds, |vesting_rounds| Self {
+            vesting_rounds,
+            ..*self
         })
     }
 
-    /// The least rounds of vesting with which conditions 1 to 3 hold at this audit rate. Infinite without audits.
-    #[must_use]
-    pub fn vesting_needed(&self) -> f64 {
-        let once = self.assumed.cost_share / self.caught() - 1.0;
-        let names = self.margin(self.audit_rate).ln() / (-self.caught()).ln_1p();
-        once.max(names).max(2.0 * self.verdict_rounds).ceil()
+    fn least(&self, mut values: impl Iterator<Item = f64>, with: impl Fn(f64) -> Self) -> f64 {
+        let sound = |value: &f64| with(*value).objection().is_none();
+        values.find(sound).unwrap_or(f64::INFINITY)
     }
 
     /// What is wrong first, if anything is.
@@ -200,6 +227,7 @@ impl Economics {
         let kept = self.kept();
         let errors = self.audit_rate * self.assumed.false_positives * self.vesting_rounds;
         let vesting = self.vesting_rounds;
+        let hidden = self.hidden();
         if self.audit_rate <= 0.0 {
             Some(Objection::NoAudits)
         } else if self.bounty <= saved {
@@ -211,6 +239,8 @@ impl Economics {
             Some(Objection::OneRound { saved, lost })
         } else if kept >= honest {
             Some(Objection::NewNames { kept, honest })
+        } else if hidden >= honest {
+            Some(Objection::OpeningNothing { kept: hidden, honest })
         } else if errors > honest {
             Some(Objection::Errors { lost: errors, honest })
         } else {
@@ -221,25 +251,40 @@ impl Economics {
     /// What the author of a run can change so that cheating does not pay.
     #[must_use]
     pub fn remedy(&self) -> String {
-        let (audits, vesting) = (self.audits_needed(), self.vesting_needed());
-        let more = format!("audit at least {} of the work", Percent(audits));
-        let longer = format!("let points vest after {vesting} rounds");
         if matches!(self.objection(), Some(Objection::Audits { .. })) {
             return format!(
                 "let a proven audit pay more than the replay costs (rewards.audit_bounty_permille above {:.0})",
                 1000.0 * self.assumed.cost_share
             );
         }
-        match (audits <= 1.0, vesting.is_finite()) {
-            (true, true) => format!("{more}, or {longer}"),
-            (true, false) => more,
-            (false, true) => longer,
-            (false, false) => "audit the work, and let points vest late".to_owned(),
+        let found = [
+            (self.audits_needed(), "verification.audit_permille", 1000.0),
+            (self.vesting_needed(), "rewards.vesting_rounds", 1.0),
+        ];
+        let ways: Vec<String> = found
+            .into_iter()
+            .filter(|(value, ..)| value.is_finite())
+            .map(|(value, name, unit)| format!("{name} = {:.0}", value * unit))
+            .collect();
+        match ways.is_empty() {
+            true => "audit more of the work, and let points vest later".to_owned(),
+            false => format!("set {}", ways.join(", or ")),
         }
     }
 }
 
-/// In one or two lines, for whoever creates the run.
+/// The chance that of so many rounds fewer than `few` are drawn, each by itself.
+fn fewer_draws(few: f64, rounds: f64, drawn: f64) -> f64 {
+    let (mut sum, mut count, mut ways) = (0.0, 0.0, 1.0);
+    while count < few && count <= rounds {
+        sum += ways * drawn.powf(count) * (1.0 - drawn).powf(rounds - count);
+        ways *= (rounds - count) / (count + 1.0);
+        count += 1.0;
+    }
+    sum
+}
+
+/// In three lines, for whoever creates the run.
 impl fmt::Display for Economics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -259,6 +304,12 @@ impl fmt::Display for Economics {
             self.assumed.cost_share,
             lost,
             Percent(self.kept()),
+        )?;
+        write!(
+            f,
+            "\nwho opens nothing to auditors is paid {} of what it claims; honest work leaves {}",
+            Percent(self.hidden()),
+            Percent(1.0 - self.assumed.cost_share),
         )
     }
 }
@@ -281,10 +332,11 @@ impl fmt::Display for Percent {
 mod tests {
     use super::*;
 
+    /// With eight rounds for verdicts.
     fn economics(permille: u32, vesting_rounds: u64, assumed: Assumptions) -> Economics {
         let verification = VerificationConfig {
             audit_permille: permille,
-            verdict_rounds: 4,
+            verdict_rounds: 8,
             ..VerificationConfig::default()
         };
         let rewards = RewardConfig {
@@ -321,15 +373,11 @@ mod tests {
     }
 
     #[test]
-    fn the_least_audits_and_vesting_are_those_calculated_by_hand() {
-        // One round: 0.5 / 101 = 0.00495. New names: 1 - 0.5^(1/100) = 0.00691, which is more, and takes -ln(1 - 0.00691) = ln 2 / 100.
-        near(economics(50, 100, PLAIN).audits_needed(), 0.006_931);
-        // A third colludes, cost 0.8: -ln(0.2 - 0.00812) / 100 * 3/2: at 0.02476 accomplices are paid a third of it, times 0.9836.
-        near(economics(50, 100, Assumptions::default()).audits_needed(), 0.024_764);
-        // ln 2 / 0.05 = 13.86.
-        assert_eq!(economics(50, 100, PLAIN).vesting_needed(), 14.0);
-        // Never before the second verdict.
-        assert_eq!(economics(500, 100, PLAIN).vesting_needed(), 8.0);
+    fn what_opening_nothing_is_paid_is_calculated_by_hand() {
+        // 1 - e^-0.4 = 0.32968; of 20 rounds 0, 1 or 2 are drawn with 0.67032^20 + 20 * 0.32968 * 0.67032^19 + 190 * 0.32968^2 * 0.67032^18
+        // = 0.000335 + 0.003300 + 0.015420 = 0.019055, of which 0.67032.
+        near(economics(400, 36, PLAIN).hidden(), 0.012_773);
+        assert_eq!(fewer_draws(3.0, 2.0, 0.5), 1.0, "two rounds are not three");
     }
 
     #[test]
@@ -337,13 +385,13 @@ mod tests {
         let objection = |permille, vesting, assumed| economics(permille, vesting, assumed).objection();
         assert_eq!(objection(0, 1500, PLAIN), Some(Objection::NoAudits));
         let early = Objection::VestsEarly {
-            vesting: 7.0,
-            convicted: 8.0,
+            vesting: 15.0,
+            convicted: 16.0,
         };
-        assert_eq!(objection(500, 7, PLAIN), Some(early));
-        // 0.00995 * 11 = 0.1095 is lost, 0.5 saved.
+        assert_eq!(objection(500, 15, PLAIN), Some(early));
+        // 0.00995 * 21 = 0.2090 is lost, 0.5 saved.
         assert!(
-            matches!(objection(10, 10, PLAIN), Some(Objection::OneRound { saved, lost }) if saved == 0.5 && (lost - 0.1095).abs() < 1e-4)
+            matches!(objection(10, 20, PLAIN), Some(Objection::OneRound { saved, lost }) if saved == 0.5 && (lost - 0.2090).abs() < 1e-4)
         );
         let thankless = Economics {
             bounty: 0.5,
@@ -352,42 +400,62 @@ mod tests {
         let audits = Objection::Audits { bounty: 0.5, cost: 0.5 };
         assert_eq!(thankless.objection(), Some(audits));
         assert!(thankless.remedy().contains("audit_bounty_permille above 500"));
-        // 0.0488 * 13 = 0.63 is more than 0.5; but e^-0.6 = 0.5488 of it all is kept.
+        // 0.02955 * 18 = 0.53 is more than 0.5; but e^-0.51 = 0.6005 of it all is kept.
         assert!(
-            matches!(objection(50, 12, PLAIN), Some(Objection::NewNames { kept, honest }) if (kept - 0.5488).abs() < 1e-4 && honest == 0.5)
+            matches!(objection(30, 17, PLAIN), Some(Objection::NewNames { kept, honest }) if (kept - 0.6005).abs() < 1e-4 && honest == 0.5)
         );
-        assert_eq!(objection(50, 14, PLAIN), None);
+        // Of two rounds no three are drawn: 0.6065 is what was not drawn itself.
+        assert!(
+            matches!(objection(500, 18, PLAIN), Some(Objection::OpeningNothing { kept, honest }) if (kept - 0.6065).abs() < 1e-4 && honest == 0.5)
+        );
+        assert_eq!(objection(100, 100, PLAIN), None);
         let erring = Assumptions {
             false_positives: 0.01,
             ..PLAIN
         };
-        // 0.05 * 0.01 * 1500 = 0.75 of a round's reward, of which 0.5 is left.
+        // 0.1 * 0.01 * 1500 = 1.5 of a round's reward, of which 0.5 is left.
         assert!(
-            matches!(objection(50, 1500, erring), Some(Objection::Errors { lost, .. }) if (lost - 0.75).abs() < 1e-9)
+            matches!(objection(100, 1500, erring), Some(Objection::Errors { lost, .. }) if (lost - 1.5).abs() < 1e-9)
         );
     }
 
     #[test]
     fn what_is_said_to_be_needed_is_enough_and_barely() {
-        for permille in [20, 100, 400] {
-            for vesting in [16, 64, 1500] {
-                let found = economics(permille, vesting, Assumptions::default());
-                let needed = found.audits_needed();
-                let with = |audit_rate| Economics { audit_rate, ..found }.objection();
-                assert_eq!(with(needed * 1.001), None, "{permille} {vesting}");
-                assert!(with(needed * 0.999).is_some(), "{permille} {vesting}");
-                let needed = found.vesting_needed();
-                let with = |vesting_rounds| {
-                    let found = Economics {
-                        vesting_rounds,
-                        ..found
-                    };
-                    found.objection()
-                };
-                assert_eq!(with(needed + 1.0), None, "{permille} {vesting}");
-                assert!(with(needed - 1.0).is_some(), "{permille} {vesting}");
-            }
+        let sound = |found: Economics| found.objection().is_none();
+        for (permille, vesting) in [(20, 16), (50, 64), (100, 64), (100, 1500), (400, 64)] {
+            let found = economics(permille, vesting, Assumptions::default());
+            let with = |audit_rate| sound(Economics { audit_rate, ..found });
+            let needed = found.audits_needed();
+            assert!(
+                needed.is_infinite() || with(needed) && !with(needed - 0.001),
+                "{permille} {vesting}: {needed}"
+            );
+            let with = |vesting_rounds| {
+                sound(Economics {
+                    vesting_rounds,
+                    ..found
+                })
+            };
+            let needed = found.vesting_needed();
+            assert!(
+                needed.is_infinite() || with(needed) && !with(needed - 1.0),
+                "{permille} {vesting}: {needed}"
+            );
         }
+        let remedy = |permille, vesting| economics(permille, vesting, Assumptions::default()).remedy();
+        assert_eq!(
+            remedy(100, 64),
+            "set verification.audit_permille = 145, or rewards.vesting_rounds = 84"
+        );
+        let hopeless = Assumptions {
+            cost_share: 0.99,
+            ..Assumptions::default()
+        };
+        assert!(
+            economics(100, 64, hopeless)
+                .remedy()
+                .starts_with("audit more of the work")
+        );
     }
 
     #[test]
@@ -397,11 +465,10 @@ mod tests {
         let gain = |part: f64| (1.0 - part * caught).powf(28.0) - (1.0 - part) * cost;
         let honest = 1.0 - cost;
         assert!((0..=100).all(|part| gain(f64::from(part) / 100.0) <= honest + 1e-12));
-        assert_eq!(found.objection(), None);
     }
 
     #[test]
-    fn the_defaults_of_a_run_are_sound_and_told_in_two_lines() {
+    fn the_defaults_of_a_run_are_sound_and_told_in_three_lines() {
         let found = Economics::of(
             &VerificationConfig::default(),
             &RewardConfig::default(),
@@ -409,7 +476,7 @@ mod tests {
         );
         assert_eq!(found.objection(), None);
         let told = found.to_string();
-        assert_eq!(told.lines().count(), 2);
+        assert_eq!(told.lines().count(), 3);
         assert!(
             told.contains("10% of the work is done twice") && told.contains("within 70 rounds"),
             "{told}"

@@ -254,7 +254,7 @@ impl RunPlan {
         )
     }
 
-    /// Whether honesty pays in the run (R28), in two lines.
+    /// Whether honesty pays in the run (R28), in a few lines.
     ///
     /// # Errors
     /// It does not, with the numbers and what would help (exit code 2), unless that is all the same to its author.
@@ -264,7 +264,7 @@ impl RunPlan {
             None => Ok(found.to_string()),
             Some(objection) if even_if_unsafe => Ok(format!("cheating pays in this run: {objection}")),
             Some(objection) => Err(usage(format!(
-                "cheating would pay in this run: {objection}. Under [verification] and [rewards], {}; or give --unsafe-economics if you trust \
+                "cheating would pay in this run: {objection}. To mend it, {}; or give --unsafe-economics if you trust \
                  everyone who will join",
                 found.remedy()
             ))),
@@ -911,21 +911,21 @@ mod tests {
 
     #[test]
     fn a_run_that_pays_cheats_is_refused_with_the_numbers_unless_that_is_wanted() {
-        let plan = parse("", &["rewards.vesting_rounds=16"]).unwrap();
+        let plan = parse("", &["rewards.vesting_rounds=32"]).unwrap();
         let error = plan.economics(false).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         let told = error.to_string();
         for words in [
-            "is paid 0.375 of what it claims",
+            "opens nothing to auditors",
+            "is paid 0.892 of what it claims",
             "honest work leaves 0.200",
-            "audit at least 18%",
-            "after 27 rounds",
+            "set verification.audit_permille = 521, or rewards.vesting_rounds = 84;",
             "--unsafe-economics",
         ] {
             assert!(told.contains(words), "{words:?} in: {told}");
         }
         assert!(plan.economics(true).unwrap().starts_with("cheating pays"));
-        let trusting = parse("", &["rewards.vesting_rounds=16", "economics.cost_share=0.2"]).unwrap();
+        let trusting = parse("", &["rewards.vesting_rounds=32", "economics.cost_share=0.02"]).unwrap();
         assert!(trusting.economics(false).is_ok(), "who assumes otherwise may");
         assert!(refused("", &["economics.cost_share=1.5"]).contains("economics.cost_share = 1.5: 0 to 0.99"));
         let unchecked = parse("", &["verification.audit_permille=0"]).unwrap();

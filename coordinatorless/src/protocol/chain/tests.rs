@@ -50,6 +50,7 @@ impl Run {
             membership: MembershipConfig::default(),
             verification: VerificationConfig {
                 audit_permille: 1000,
+                verdict_rounds: 8,
                 ..VerificationConfig::default()
             },
             rewards: RewardConfig {
