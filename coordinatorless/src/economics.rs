@@ -196,7 +196,7 @@ impl Economics {
         (1.0 - drawn) * fewer_draws(f64::from(MAX_STRIKES), rounds, drawn) + self.accomplices(self.audit_rate)
     }
 
-    /// The least audit rate, in thousandths, with which nothing is wrong; above 1: there is none.
+    /// The least audit rate, a multiple of a thousandth, with which nothing is wrong. Infinite if there is none.
     #[must_use]
     pub fn audits_needed(&self) -> f64 {
         let rates = (1..=1000).map(|permille| f64::from(permille) / 1000.0);
@@ -213,6 +213,7 @@ impl Economics {
         })
     }
 
+    /// The first of these values with which nothing is wrong.
     fn least(&self, mut values: impl Iterator<Item = f64>, with: impl Fn(f64) -> Self) -> f64 {
         let sound = |value: &f64| with(*value).objection().is_none();
         values.find(sound).unwrap_or(f64::INFINITY)

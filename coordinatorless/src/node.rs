@@ -5,7 +5,7 @@
 //! it gets [`Work`] and gives [`Done`]; models and contributions pass through here as bytes.
 //!
 //! - `driver`: the loop. `effects`: what it does for each effect. `serve`: what others may ask, and what is kept for them.
-//!   `audits`: what an auditor asks of a member. `speeds`: openings of proofs of speed. `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
+//!   `audits`: what an auditor asks of a member. `tries`: when one that gives no answer has refused. `speeds`: openings of proofs of speed. `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
 //! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
 
 mod audits;
@@ -16,6 +16,7 @@ mod restore;
 mod serve;
 mod speeds;
 mod transfer;
+mod tries;
 
 use std::path::PathBuf;
 use std::sync::Arc;

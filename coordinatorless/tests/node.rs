@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +141,49 @@ fn applied(branch: Branch, round: Round) -> Event {
     }
 }
 
+impl Left {
+    fn write(&self, dir: &Path) {
+        let store = Store::open(dir).unwrap();
+        for (decided, state) in &self.records {
+            store.put(decided, &state.to_bytes()).unwrap();
+        }
+        for entry in &self.log {
+            store.wal_append(entry).unwrap();
+        }
+    }
+}
+
+/// A host without tensors: says of each model that it is there, and tells the test its round first.
+fn say_that_all_is_applied(
+    orders: std::sync::mpsc::Receiver<Work>,
+    done: mpsc::Sender<Done>,
+    told: mpsc::Sender<Round>,
+) {
+    for order in orders {
+        let (epoch, branch, round) = match order {
+            Work::Load { epoch, branch, source } => {
+                let last = source.steps.last().map(|step| step.decided.record.slot.round);
+                (epoch, branch, last.unwrap_or(source.round))
+            }
+            Work::Apply { epoch, step, .. } => {
+                let slot = step.decided.record.slot;
+                (epoch, slot.branch, slot.round)
+            }
+            _ => continue,
+        };
+        let answer = Done::Applied {
+            epoch,
+            branch,
+            round,
+            model_root: root(round),
+            snapshot: None,
+        };
+        if told.blocking_send(round).is_err() || done.blocking_send(answer).is_err() {
+            return;
+        }
+    }
+}
+
 /// R19, O8: a log may decide a record before the peer has any model, and that record's contributions are applied, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_the_log_decides_at_the_start_is_applied() {
@@ -156,16 +200,7 @@ async fn starts_again(config: RunConfig) {
     let begun = founder(&config, last, left.log.clone()).start(0);
     assert!(begun.iter().any(decides), "the log alone decides it");
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    for (decided, state) in &left.records {
-        store.put(decided, &state.to_bytes()).unwrap();
-    }
-    for entry in &left.log {
-        store.wal_append(entry).unwrap();
-    }
-    // As the process that is started again finds it.
-    drop(store);
-    let store = Store::open(dir.path()).unwrap();
+    left.write(dir.path());
 
     let net = NetConfig {
         secret: SECRET,
@@ -194,7 +229,7 @@ async fn starts_again(config: RunConfig) {
             last_round: None,
             disk_budget: None,
         },
-        store: Arc::new(store),
+        store: Arc::new(Store::open(dir.path()).unwrap()),
         net,
         events,
         host: Host {
@@ -209,31 +244,7 @@ async fn starts_again(config: RunConfig) {
         status,
     };
     let (told, mut models) = mpsc::channel(64);
-    let host = std::thread::spawn(move || {
-        for order in orders {
-            let (epoch, branch, round) = match order {
-                Work::Load { epoch, branch, source } => {
-                    let last = source.steps.last().map(|step| step.decided.record.slot.round);
-                    (epoch, branch, last.unwrap_or(source.round))
-                }
-                Work::Apply { epoch, step, .. } => {
-                    let slot = step.decided.record.slot;
-                    (epoch, slot.branch, slot.round)
-                }
-                _ => continue,
-            };
-            let answer = Done::Applied {
-                epoch,
-                branch,
-                round,
-                model_root: root(round),
-                snapshot: None,
-            };
-            if told.blocking_send(round).is_err() || done.blocking_send(answer).is_err() {
-                return;
-            }
-        }
-    });
+    let host = std::thread::spawn(move || say_that_all_is_applied(orders, done, told));
     let mut running = tokio::spawn(node::run(node));
     let mut rounds = Vec::new();
     while rounds.last().is_none_or(|last| *last < Round(5)) {

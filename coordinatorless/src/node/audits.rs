@@ -1,16 +1,14 @@
 //! What an auditor asks of a member: its accumulators before the replay, its trace after it.
 //!
-//! Whoever gives no answer is asked again, soon at first, later once a second. It has refused if that happened [`REFUSALS`] times in a row while it
-//! could answer: while it was heard and said that it has the audited record, or has been counted in as many records since it was asked, whatever it
-//! says. Who is gone, has just come back, or is behind has not refused, and is asked until no record can have the verdict any more. Who begins to open
-//! and does not end has refused with the second such answer; where a round's verdicts are over sooner, nobody says so in time.
+//! Whoever gives no answer is asked again, until it has refused or no record can have the verdict any more ([`super::tries`]). It could answer while it
+//! was heard and said that it has the audited record, or has been counted in [`REFUSALS`] records since it was asked, whatever it says.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::driver::{Driver, Job};
-use super::effects::AGAIN;
+use super::tries::{Next, Tries};
 use super::{ModelSource, NodeError, Opened, Work, leaf_count, transfer};
 use crate::net::{Net, Request, Response};
 use crate::protocol::event::{AuditOrder, Event, Notice};
@@ -19,99 +17,13 @@ use crate::types::*;
 use crate::wire::Scheme;
 
 /// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
-const OPENING: Duration = Duration::from_secs(30);
-/// Answers that do not end which are a refusal.
-const STALLS: u32 = 2;
-/// How long a member that gives none may still change its mind, unless half of the time for the verdict is over before.
-const REOPENING: Duration = Duration::from_secs(10);
+pub(super) const OPENING: Duration = Duration::from_secs(30);
 /// How long one question for a trace may take.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long an accusation waits for it.
 const ACCUSED: Duration = Duration::from_secs(1);
 /// Peers asked for an opened accumulator.
 const MAX_OPENERS: usize = 16;
-/// Before somebody is asked again for the first times, and how many those are: rounds may be short.
-const SOON: Duration = Duration::from_millis(250);
-const AT_FIRST: u32 = 12;
-/// Before somebody is asked again that cannot answer now.
-const LATER: Duration = Duration::from_secs(2);
-
-/// How often somebody was asked that gave no answer.
-pub(super) struct Tries {
-    began: Instant,
-    /// The last record then.
-    record: Round,
-    /// When it was asked last.
-    asked: Instant,
-    all: u32,
-    /// Each time able to answer, in a row, and when it was first asked of these.
-    refused: u32,
-    since: Instant,
-    /// Of these, those in a row that were waited for in vain for a whole patience.
-    stalled: u32,
-}
-
-/// What follows when an accumulator was not opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Next {
-    /// Ask again after this.
-    Ask(Duration),
-    /// It has refused.
-    Accuse,
-    /// It may have been unable, and a verdict would come too late by now.
-    Drop,
-}
-
-impl Tries {
-    fn new(now: Instant, record: Round) -> Self {
-        Self {
-            began: now,
-            record,
-            asked: now,
-            all: 0,
-            refused: 0,
-            since: now,
-            stalled: 0,
-        }
-    }
-
-    /// It gave no answer once more.
-    fn again(&mut self, able: bool, now: Instant) {
-        self.all = self.all.saturating_add(1);
-        if self.refused == 0 {
-            self.since = self.asked;
-        }
-        self.refused = if able { self.refused.saturating_add(1) } else { 0 };
-        let stalled = able && now - self.asked >= OPENING;
-        self.stalled = if stalled { self.stalled.saturating_add(1) } else { 0 };
-    }
-
-    fn is_able(&self) -> bool {
-        self.refused > 0
-    }
-
-    fn pause(&self) -> Duration {
-        match self.is_able() {
-            true if self.all <= AT_FIRST => SOON,
-            true => AGAIN,
-            false => LATER,
-        }
-    }
-
-    fn has_refused(&self) -> bool {
-        self.refused >= REFUSALS
-    }
-
-    /// What to do now, with `record` the last one.
-    fn next(&self, now: Instant, record: Round, window: &Window) -> Next {
-        let late = now - self.since >= REOPENING || record >= window.half;
-        match (self.has_refused() && late) || self.stalled >= STALLS {
-            true => Next::Accuse,
-            false if record < window.end => Next::Ask(self.pause()),
-            false => Next::Drop,
-        }
-    }
-}
 
 /// An audit that waits for what the member is to open, or has it.
 pub(super) struct Audit {
@@ -272,7 +184,7 @@ impl Driver {
         audit.tries.again(able, now);
         match audit.tries.next(now, self.state.chain().agreed.round, &audit.window) {
             Next::Ask(pause) => {
-                audit.tries.asked = now + pause;
+                audit.tries.ask_at(now + pause);
                 if !able {
                     audit.basis = None;
                 }
@@ -303,7 +215,7 @@ impl Driver {
         let chain = self.state.chain();
         // Its commits name the record before them. Of those that were on their way when it was asked there may be one or two.
         let counted = chain.member(member).is_some_and(|one| {
-            let since = one.work.iter().filter(|(round, _)| *round > tries.record);
+            let since = one.work.iter().filter(|(round, _)| *round > tries.record());
             slot.branch == chain.agreed.branch && one.uncounted == 0 && since.count() >= REFUSALS as usize
         });
         counted || (self.state.alive(self.now()).contains(member) && self.state.has_decided(member, slot))
@@ -318,10 +230,10 @@ impl Driver {
         if answer.is_none() {
             let able = self.is_able(&member, &slot, &asking.tries);
             asking.tries.again(able, Instant::now());
-            let waits = asking.tries.began.elapsed() < PATIENCE || !asking.tries.has_refused();
+            let waits = asking.tries.elapsed() < PATIENCE || !asking.tries.has_refused();
             if patient && waits && chain.agreed.round < asking.until {
                 let pause = asking.tries.pause();
-                asking.tries.asked = Instant::now() + pause;
+                asking.tries.ask_at(Instant::now() + pause);
                 self.ask(asking, pause);
                 return Ok(());
             }
@@ -418,61 +330,5 @@ impl Opening {
             patience,
         )
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WINDOW: Window = Window {
-        half: Round(14),
-        end: Round(17),
-    };
-
-    /// What follows after questions at these seconds, each with whether the member was able and how long it was waited for; `record` is the last one.
-    fn after(questions: &[(u64, bool, u64)], record: u64) -> Next {
-        let began = Instant::now();
-        let at = |secs| began + Duration::from_secs(secs);
-        let (mut tries, mut now) = (Tries::new(began, Round(10)), began);
-        for (asked, able, waited) in questions {
-            (tries.asked, now) = (at(*asked), at(asked + waited));
-            tries.again(*able, now);
-        }
-        tries.next(now, Round(record), &WINDOW)
-    }
-
-    #[test]
-    fn who_was_able_and_gave_nothing_three_times_has_refused_when_it_is_late() {
-        let thrice = [(0, true, 0); 3];
-        assert_eq!(after(&thrice, 11), Next::Ask(SOON), "it may change its mind");
-        let often: Vec<_> = (0..13).map(|_| (0, true, 0)).collect();
-        assert_eq!(after(&often, 11), Next::Ask(AGAIN));
-        assert_eq!(after(&[(0, true, 0), (4, true, 0), (9, true, 1)], 11), Next::Accuse);
-        assert_eq!(after(&thrice, 14), Next::Accuse, "rounds are short");
-        assert_eq!(after(&thrice[1..], 14), Next::Ask(SOON), "twice is not enough");
-        let endless = [(0, true, 30), (31, true, 30)];
-        assert_eq!(after(&endless, 11), Next::Accuse, "answers that do not end");
-        assert_eq!(after(&endless[1..], 11), Next::Ask(SOON), "it may have been the line");
-        assert_eq!(
-            after(&[(0, false, 30); 2], 11),
-            Next::Ask(LATER),
-            "it went away over it"
-        );
-    }
-
-    #[test]
-    fn who_goes_silent_is_asked_until_no_record_can_have_the_verdict() {
-        let gone = [(0, true, 0), (1, true, 0), (2, false, 3), (600, false, 3)];
-        assert_eq!(after(&gone, 16), Next::Ask(LATER));
-        assert_eq!(after(&gone, 17), Next::Drop, "who is gone has not refused");
-        let back = [(605, true, 0), (605, true, 0), (606, true, 0)];
-        assert_eq!(
-            after(&[&gone[..], &back].concat(), 11),
-            Next::Ask(SOON),
-            "it has just come back"
-        );
-        assert_eq!(after(&[&gone[..], &back].concat(), 14), Next::Accuse);
-        assert_eq!(after(&[&gone[..], &back, &[(615, true, 0)]].concat(), 11), Next::Accuse);
     }
 }
