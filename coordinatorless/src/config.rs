@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Hash, MAX_STEPS, PeerId, RunId};
 
 /// The protocol version that this build speaks.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 /// The largest configuration accepted from a peer, in bytes.
 pub const MAX_CONFIG: usize = 256 << 10;
 
@@ -175,6 +175,17 @@ pub struct VerificationConfig {
     pub speed_every: u64,
 }
 
+impl VerificationConfig {
+    /// What a round that was drawn and not opened costs, in what it claimed: it stands for those that were not drawn, of which there are `1/p` for
+    /// each that was, four times over, as not every lot falls to who is honest and looks.
+    pub fn unopened_costs(&self) -> u64 {
+        match self.audit_permille {
+            0 => 1,
+            permille => 4000_u64.div_ceil(u64::from(permille)),
+        }
+    }
+}
+
 impl Default for VerificationConfig {
     fn default() -> Self {
         Self {
@@ -279,7 +290,7 @@ pub enum ConfigError {
         /// Its value.
         found: String,
         /// What holds for it.
-        bound: &'static str,
+        bound: String,
         /// What to do.
         fix: &'static str,
     },
@@ -320,14 +331,14 @@ impl RunConfig {
 
     /// Checks every bound, and the relations between fields, once.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let check = |holds: bool, field, found: String, bound, fix| {
+        let check = |holds: bool, field, found: String, bound: &str, fix| {
             if holds {
                 Ok(())
             } else {
                 Err(ConfigError::Value {
                     field,
                     found,
-                    bound,
+                    bound: bound.to_owned(),
                     fix,
                 })
             }
@@ -337,7 +348,7 @@ impl RunConfig {
             self.protocol == PROTOCOL,
             "protocol",
             self.protocol.to_string(),
-            "this build speaks protocol 7",
+            &format!("this build speaks protocol {PROTOCOL}"),
             "use the build of Murmur that this run was made with",
         )?;
         let length = self.name.chars().count();
@@ -429,7 +440,7 @@ impl RunConfig {
                 (low..=high).contains(&value),
                 field,
                 value.to_string(),
-                "out of bounds (rewards.vesting_rounds is at least verification.verdict_rounds)",
+                &format!("from {low} to {high}"),
                 "see `murmur new --help`",
             )?;
         }

@@ -18,20 +18,21 @@
 //!    bounty `rewards.audit_bounty_permille` thousandths of the work's reward. All audits together take `p * bounty` of what work is paid. Who is
 //!    drawn to audit an accomplice is paid for no replay, whether it vouches for it or gives it away, if nobody else catches it in that round, and keeps
 //!    that. Condition 2 counts it among what a cheat is paid: `(1-q)^vesting_rounds + (1-q) * p * r * bounty`.
-//! 6. **Opening nothing.** Who does no work and opens its accumulators to nobody is not paid for the rounds that were drawn, and barred with the third
-//!    of them, when twice `verdict_rounds` may have passed since. So it is paid for a round that was not drawn itself if of the `vesting_rounds - 2
-//!    verdict_rounds` rounds after it fewer than three were: that must be less than what honest work leaves.
+//! 6. **Opening nothing.** Who does no work and opens its accumulators to nobody, or is away whenever it is asked, loses with each round that was drawn
+//!    the pay of `n = 4/p` rounds ([`VerificationConfig::unopened_costs`]) that have not vested when that is agreed, `2 verdict_rounds` later. So it is
+//!    paid for a round at most if none of the `min(n, vesting_rounds - 2 verdict_rounds)` rounds from it on falls to someone honest, which all but
+//!    `(1-q)` to that power do. If it takes a new name each time someone honest asks, a name is paid if two auditors vouch for it before
+//!    ([`crate::ledger::PROOFS`]), both of them accomplices: `r^2`. The more of the two, and what accomplices are paid, must be less than honest work leaves.
 //!
-//! What no condition covers, since the rules do not prevent it yet: who stops hiding after its second strike and lets that name work honestly, however
-//! little, until its points vest; and who goes silent whenever it is asked, until no record can have the verdict any more, for nobody is
-//! accused that was not there to answer (this crate's README has the numbers).
+//! What no condition covers: how much of the swarm's work a name claims. Who lets many names work honestly, but little, until their points vest, and
+//! claims much with each of them now and then, has less to lose by it than who claims as much all the time (this crate's README has the numbers).
 //!
 //! The share that colludes, the cost and `alpha` are [`Assumptions`]: they stand in no configuration, as nobody could agree on them.
 
 use std::fmt;
 
 use crate::config::{RewardConfig, VerificationConfig};
-use crate::protocol::audit::MAX_STRIKES;
+use crate::ledger::PROOFS;
 
 /// The surety with which a cheat is said to be caught within some rounds.
 const SURETY: f64 = 0.99;
@@ -122,8 +123,8 @@ pub enum Objection {
     },
     /// Condition 6.
     #[error(
-        "a peer that does no work and opens nothing to auditors, under a new name whenever it is barred, is paid {kept:.3} of what it claims, and honest \
-         work leaves {honest:.3}"
+        "a peer that does no work and opens nothing to auditors, or is away when they ask, is paid {kept:.3} of what it claims, and honest work leaves \
+         {honest:.3}"
     )]
     OpeningNothing {
         /// Share of the claims that vests.
@@ -191,9 +192,14 @@ impl Economics {
     /// What who opens nothing is paid of what it claims (condition 6).
     #[must_use]
     pub fn hidden(&self) -> f64 {
-        let drawn = self.caught();
-        let rounds = (self.vesting_rounds - 2.0 * self.verdict_rounds).max(0.0);
-        (1.0 - drawn) * fewer_draws(f64::from(MAX_STRIKES), rounds, drawn) + self.accomplices(self.audit_rate)
+        let verification = VerificationConfig {
+            audit_permille: (self.audit_rate * 1000.0).round() as u32,
+            ..VerificationConfig::default()
+        };
+        let unvested = (self.vesting_rounds - 2.0 * self.verdict_rounds).max(0.0);
+        let rounds = unvested.min(verification.unopened_costs() as f64);
+        let one_name = (1.0 - self.caught()).powf(rounds);
+        one_name.max(self.assumed.colluding_share.powf(PROOFS as f64)) + self.accomplices(self.audit_rate)
     }
 
     /// The least audit rate, a multiple of a thousandth, with which nothing is wrong. Infinite if there is none.
@@ -272,17 +278,6 @@ impl Economics {
             false => format!("set {}", ways.join(", or ")),
         }
     }
-}
-
-/// The chance that of so many rounds fewer than `few` are drawn, each by itself.
-fn fewer_draws(few: f64, rounds: f64, drawn: f64) -> f64 {
-    let (mut sum, mut count, mut ways) = (0.0, 0.0, 1.0);
-    while count < few && count <= rounds {
-        sum += ways * drawn.powf(count) * (1.0 - drawn).powf(rounds - count);
-        ways *= (rounds - count) / (count + 1.0);
-        count += 1.0;
-    }
-    sum
 }
 
 /// In three lines, for whoever creates the run.
@@ -375,10 +370,13 @@ mod tests {
 
     #[test]
     fn what_opening_nothing_is_paid_is_calculated_by_hand() {
-        // 1 - e^-0.4 = 0.32968; of 20 rounds 0, 1 or 2 are drawn with 0.67032^20 + 20 * 0.32968 * 0.67032^19 + 190 * 0.32968^2 * 0.67032^18
-        // = 0.000335 + 0.003300 + 0.015420 = 0.019055, of which 0.67032.
-        near(economics(400, 36, PLAIN).hidden(), 0.012_773);
-        assert_eq!(fewer_draws(3.0, 2.0, 0.5), 1.0, "two rounds are not three");
+        // At 40% ten rounds' pay is lost with each that is drawn: e^-(0.4 * 10); with points that vest four rounds after the verdict, e^-(0.4 * 4).
+        near(economics(400, 36, PLAIN).hidden(), 0.018_316);
+        near(economics(400, 20, PLAIN).hidden(), 0.201_897);
+        // Two accomplices of three do better by new names: 1/9; e^-(0.4 * 2/3) * 0.4 * 1/3 of audits are theirs, and pay 1.1 each.
+        let colluding = economics(400, 1500, Assumptions::default());
+        let bounty = RewardConfig::default().audit_bounty_permille as f64 / 1000.0;
+        near(colluding.hidden(), 1.0 / 9.0 + 0.765_928 * 0.4 / 3.0 * bounty);
     }
 
     #[test]
@@ -405,9 +403,9 @@ mod tests {
         assert!(
             matches!(objection(30, 17, PLAIN), Some(Objection::NewNames { kept, honest }) if (kept - 0.6005).abs() < 1e-4 && honest == 0.5)
         );
-        // Of two rounds no three are drawn: 0.6065 is what was not drawn itself.
+        // Only the last round has not vested when it is said not to have been opened: e^-0.5.
         assert!(
-            matches!(objection(500, 18, PLAIN), Some(Objection::OpeningNothing { kept, honest }) if (kept - 0.6065).abs() < 1e-4 && honest == 0.5)
+            matches!(objection(500, 17, PLAIN), Some(Objection::OpeningNothing { kept, honest }) if (kept - 0.6065).abs() < 1e-4 && honest == 0.5)
         );
         assert_eq!(objection(100, 100, PLAIN), None);
         let erring = Assumptions {
@@ -445,8 +443,8 @@ mod tests {
         }
         let remedy = |permille, vesting| economics(permille, vesting, Assumptions::default()).remedy();
         assert_eq!(
-            remedy(100, 64),
-            "set verification.audit_permille = 145, or rewards.vesting_rounds = 84"
+            remedy(100, 32),
+            "set verification.audit_permille = 180, or rewards.vesting_rounds = 43"
         );
         let hopeless = Assumptions {
             cost_share: 0.99,

@@ -4,6 +4,9 @@
 //! Points vest by the round while vesting is short. Where it is long, grants that no audit can single out any more are added up in spans
 //! of a sixteenth of `vesting_rounds`, and a span vests with its last round. So an account stays within some dozens of entries
 //! whatever the policy, and so does every state of the chain that a peer keeps.
+//!
+//! **Only proven names are paid.** A name costs nothing, and one that leaves before its work was looked at could have done anything. So the points of an
+//! account vest only once [`PROOFS`] auditors have proven work of its own, each another; until then they wait, however long, and nothing else is lost.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -13,6 +16,9 @@ use crate::wire::Canonical;
 
 /// Into so many parts the time until points vest is divided at most: a grant vests late by less than one of them.
 const SPANS: u64 = 16;
+
+/// Auditors that must have proven an account's work before its points vest: one could be its accomplice.
+pub const PROOFS: usize = 2;
 
 /// Points of one counted round, or of several of one span, not yet vested.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +44,8 @@ pub struct Account {
     pub lived: u64,
     /// Proven audits so far.
     pub audits: u64,
+    /// Who has proven its work since it last failed to open what was drawn, sorted; [`PROOFS`] at most.
+    pub proven_by: Vec<PeerId>,
     /// Grants that have not vested, oldest first.
     pub provisional: Vec<Grant>,
     /// Points that can no longer be taken.
@@ -115,6 +123,7 @@ impl Ledger {
                     rounds: 0,
                     lived: 0,
                     audits: 0,
+                    proven_by: Vec::new(),
                     provisional: Vec::new(),
                     vested: 0,
                     contested: 0,
@@ -169,18 +178,51 @@ impl Ledger {
         }
     }
 
-    /// Vests what is old enough after `now`; what was earned from `minority` on is contested (R21).
-    pub fn vest(&mut self, rewards: &RewardConfig, now: Round, minority: Option<Round>) {
+    /// Vests what is old enough after `now` of those whose work has been proven by as many auditors as `needed` says; what was earned from `minority` on
+    /// is contested (R21).
+    pub fn vest(
+        &mut self,
+        rewards: &RewardConfig,
+        now: Round,
+        minority: Option<Round>,
+        needed: impl Fn(&PeerId) -> usize,
+    ) {
+        let contested = |grant: &Grant| minority.is_some_and(|since| grant.round >= since);
         for account in &mut self.accounts {
             let ripe = account
                 .provisional
-                .partition_point(|grant| grant.round.0 + rewards.vesting_rounds <= now.0);
-            for grant in account.provisional.drain(..ripe) {
+                .partition_point(|grant| grant.round.0.saturating_add(rewards.vesting_rounds) <= now.0);
+            let ripe = account.provisional.drain(..ripe);
+            if account.proven_by.len() < needed(&account.id) {
+                // However long they wait, they are two entries at most.
+                let mut waiting: Vec<Grant> = ripe.collect();
+                waiting.dedup_by(|next, grant| {
+                    let together = contested(next) == contested(grant);
+                    if together {
+                        grant.round = next.round;
+                        grant.points = grant.points.saturating_add(next.points);
+                    }
+                    together
+                });
+                account.provisional.splice(..0, waiting);
+                continue;
+            }
+            for grant in ripe {
                 account.vested = account.vested.saturating_add(grant.points);
-                if minority.is_some_and(|since| grant.round >= since) {
+                if contested(&grant) {
                     account.contested = account.contested.saturating_add(grant.points);
                 }
             }
+        }
+    }
+
+    /// An auditor has shown that it replayed this member's work, and that it agrees.
+    pub fn prove(&mut self, id: PeerId, auditor: PeerId) {
+        let proven_by = &mut self.open(id).proven_by;
+        if proven_by.len() < PROOFS
+            && let Err(at) = proven_by.binary_search(&auditor)
+        {
+            proven_by.insert(at, auditor);
         }
     }
 
@@ -200,6 +242,28 @@ impl Ledger {
         account.provisional = kept;
         let points = gone.iter().map(|grant| grant.points).fold(0, u128::saturating_add);
         account.unpaid = account.unpaid.saturating_add(points);
+        points
+    }
+
+    /// What was drawn of `round`, where `tokens` were claimed, was not opened: takes `times` as many points as that is worth, those of the round itself
+    /// and of the rounds before it first, then of those after it, as far as they have not vested; and the name has to be proven anew. Returns how
+    /// many points that was.
+    pub fn fail(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64, times: u64) -> u128 {
+        let mut points = self.void(id, round);
+        let account = self.open(id);
+        account.proven_by.clear();
+        let owed = account.worth(rewards, tokens).saturating_mul(u128::from(times));
+        let mut left = owed.saturating_sub(points);
+        let after = account.provisional.partition_point(|grant| grant.round <= round);
+        let (before, after) = account.provisional.split_at_mut(after);
+        for grant in before.iter_mut().rev().chain(after) {
+            let taken = grant.points.min(left);
+            grant.points -= taken;
+            left -= taken;
+            points = points.saturating_add(taken);
+            account.unpaid = account.unpaid.saturating_add(taken);
+        }
+        account.provisional.retain(|grant| grant.points > 0);
         points
     }
 
@@ -269,7 +333,7 @@ mod tests {
         for now in (1..=5000).map(Round) {
             ledger.grant(&rewards, id, now, 1_000_000_000, true);
             ledger.add_up(&rewards, Round(now.0.saturating_sub(16)), minority);
-            ledger.vest(&rewards, now, minority);
+            ledger.vest(&rewards, now, minority, |_| 0);
             let account = ledger.get(&id).unwrap();
             assert!(account.provisional.len() <= 36, "{now}: {}", account.provisional.len());
             assert_eq!(account.vested + account.provisional_points(), ledger.issued, "{now}");
@@ -332,6 +396,70 @@ mod tests {
             ),
             (7, 6, 5, 0)
         );
+    }
+
+    /// Of a run in which points vest after 16 rounds; an account with 10 points for each of the first `rounds`.
+    fn earning(rounds: u64) -> (RewardConfig, PeerId, Ledger) {
+        let rewards = RewardConfig {
+            vesting_rounds: 16,
+            flops_per_token: 1_000_000_000,
+            nominal_round_secs: 0,
+            ..RewardConfig::default()
+        };
+        let (id, mut ledger) = (PeerId([1; 32]), Ledger::default());
+        for round in (1..=rounds).map(Round) {
+            ledger.grant(&rewards, id, round, 10, true);
+        }
+        (rewards, id, ledger)
+    }
+
+    #[test]
+    fn points_wait_until_two_auditors_have_proven_the_name() {
+        let (rewards, id, mut ledger) = earning(40);
+        let minority = Some(Round(5));
+        let vest = |ledger: &mut Ledger| {
+            ledger.vest(&rewards, Round(40), minority, |_| PROOFS);
+            let account = ledger.get(&id).unwrap();
+            (account.vested, account.provisional_points(), account.provisional.len())
+        };
+        // Rounds up to 24 are old enough: those of before round 5 and those since are an entry each, and wait.
+        assert_eq!(vest(&mut ledger), (0, 400, 2 + 16));
+        for auditor in [2, 2, 3, 4] {
+            assert_eq!(vest(&mut ledger).0, 0, "before {auditor}");
+            ledger.prove(id, PeerId([auditor; 32]));
+            if auditor == 3 {
+                break;
+            }
+        }
+        assert_eq!(vest(&mut ledger), (240, 160, 16));
+        assert_eq!(ledger.get(&id).unwrap().contested, 200);
+        ledger.prove(id, PeerId([4; 32]));
+        assert_eq!(ledger.get(&id).unwrap().proven_by.len(), PROOFS, "no more are kept");
+    }
+
+    #[test]
+    fn what_was_not_opened_costs_what_was_not_drawn_before_it_and_the_proofs() {
+        let (rewards, id, mut ledger) = earning(12);
+        ledger.prove(id, PeerId([2; 32]));
+        // Of round 8, which claimed 10: 35 points, so that of round 5 a half is left.
+        assert_eq!(ledger.clone().fail(&rewards, id, Round(8), 7, 5), 35);
+        assert_eq!(ledger.fail(&rewards, id, Round(8), 7, 5), 35);
+        let left = |ledger: &Ledger| {
+            let grants = ledger.get(&id).unwrap().provisional.iter();
+            grants.map(|grant| (grant.round.0, grant.points)).collect::<Vec<_>>()
+        };
+        let rest = [9, 10, 11, 12].map(|round| (round, 10));
+        assert_eq!(
+            left(&ledger),
+            [&[(1, 10), (2, 10), (3, 10), (4, 10), (5, 5)], &rest[..]].concat()
+        );
+        assert!(ledger.get(&id).unwrap().proven_by.is_empty());
+        // Rounds before it are not enough for the next: what came after it goes, too, the first of it first.
+        assert_eq!(ledger.fail(&rewards, id, Round(4), 10, 6), 60);
+        assert_eq!(left(&ledger), [(10, 5), (11, 10), (12, 10)]);
+        assert_eq!(ledger.fail(&rewards, id, Round(12), 1_000_000, u64::MAX), 25);
+        assert_eq!(left(&ledger), []);
+        assert_eq!(ledger.get(&id).unwrap().unpaid, 120);
     }
 
     #[test]

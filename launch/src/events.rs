@@ -161,6 +161,17 @@ pub enum Event {
         /// The round audited.
         round: u64,
     },
+    /// Points are not paid, as a round was not opened to its auditors or its steps were not told.
+    Unpaid {
+        /// Whose.
+        member: PeerId,
+        /// How many.
+        points: u64,
+        /// `unanswered` or `untold`.
+        finding: String,
+        /// The round.
+        round: u64,
+    },
     /// Something was refused.
     Rejected {
         /// Who sent or signed it.

@@ -10,7 +10,7 @@ use coordinatorless::node::NodeStatus;
 use coordinatorless::protocol::event::Notice;
 use coordinatorless::protocol::membership::Standing;
 use coordinatorless::ticket::{PeerAddr, Ticket};
-use coordinatorless::types::{PeerId, RunId, SignedVerdict};
+use coordinatorless::types::{Finding, PeerId, RunId, SignedVerdict};
 use tokio::sync::{mpsc, watch};
 
 use crate::events::{Event, EventLog, now};
@@ -179,6 +179,18 @@ impl Reporter {
                     format!("{} was caught cheating {evidence}; {points} points taken", member.short())
                 });
                 self.write(Event::Slashed { member, points, evidence, round: round.0 });
+            }
+            Notice::Unpaid { member, points, round, finding } => {
+                let points = u64::try_from(points).unwrap_or(u64::MAX);
+                let what = match finding {
+                    Finding::Unanswered => format!("did not open to its auditors what it sent in round {round}"),
+                    _ => format!("told its auditors no steps of round {round}, or others than it took"),
+                };
+                self.progress.note(&match member == self.me {
+                    true => format!("this peer {what}: {points} of its points are not paid"),
+                    false => format!("{} {what}: {points} of its points are not paid", member.short()),
+                });
+                self.write(Event::Unpaid { member, points, finding: finding.word().to_owned(), round: round.0 });
             }
             Notice::Warning(text) => self.warn(text),
         }

@@ -161,6 +161,83 @@ fn one_of_four_is_frozen_or_loses_its_disk_and_the_others_go_on() {
     leave(home, "a", a);
 }
 
+/// Rounds as long as their time to train, so that the ten seconds that who is gone has to come back are seven of them.
+const AUDITED: &str = r#"
+max_inner_steps = 400
+[membership]
+round_batches = 1600
+max_quota = 400
+weight_delay = 1
+weight_window = 6
+regroup_secs = 3.0
+[timing]
+train_secs = 1.2
+collect_secs = 1.6
+fetch_secs = 0.6
+view_secs = 0.5
+[verification]
+audit_permille = 1000
+verdict_rounds = 16
+[storage]
+snapshot_rounds = 4
+"#;
+
+/// Every contribution is audited there, so what is not opened costs four rounds' pay, those before it included.
+#[test]
+fn who_is_killed_and_stays_away_is_not_paid_for_rounds_before_what_it_opened_to_nobody() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    common::run_file(home, "audited", AUDITED);
+    let a = up(home, "a", &["new", "run.toml", "--unsafe-economics"]);
+    wait(home, "a", &["round>=1"]);
+    let ticket = String::from_utf8(murmur(home, &["ticket", "--dir", "a"]).stdout).unwrap();
+    let others = ["b", "c"].map(|name| up(home, name, &["join", ticket.trim()]));
+    let d = up(home, "d", &["join", ticket.trim()]);
+    wait(home, "d", &["members>=4", "tokens>=1"]);
+    let gone = id(home, "d");
+    drop(d);
+    // From here on its accumulators are lost to it, and no auditor of seven rounds gets any; then its power is.
+    let d = up(home, "d", &["peer", "--cheat", "hide"]);
+    let from = last_round(home, "a");
+    until(home, "it counts in seven rounds", 60, || {
+        let after = |line: &&serde_json::Value| line["round"].as_u64() > Some(from);
+        let counted = |line: &serde_json::Value| line["contributors"].as_array().unwrap().iter().any(|id| *id == gone);
+        decided(home, "a")
+            .iter()
+            .filter(after)
+            .filter(|line| counted(line))
+            .count()
+            >= 7
+    });
+    drop(d);
+
+    until(home, "it is said to have opened nothing", 90, || {
+        !common::events(home, "a", "unpaid").is_empty()
+    });
+    for line in common::events(home, "a", "unpaid") {
+        assert_eq!(
+            (&line["member"], line["finding"].as_str()),
+            (&gone.clone().into(), Some("unanswered")),
+            "{line}"
+        );
+        assert!(line["points"].as_u64() > Some(0), "{line}");
+    }
+    assert!(
+        said(home, "a").contains("did not open to its auditors what it sent"),
+        "{}",
+        said(home, "a")
+    );
+    let shown = common::json(&murmur(home, &["ledger", "show", "--json", "--dir", "a"]));
+    for one in shown["members"].as_array().unwrap() {
+        let (points, strikes) = (one["unpaid"].as_u64().unwrap(), one["strikes"].as_u64());
+        assert_eq!((points > 0, strikes), (one["id"] == gone.as_str(), Some(0)), "{shown}");
+    }
+    for (name, peer) in ["b", "c"].into_iter().zip(others) {
+        leave(home, name, peer);
+    }
+    leave(home, "a", a);
+}
+
 /// Whoever is frozen and thawed catches up, and holds the same models as the others.
 fn frozen(home: &Path, c: &Running) {
     let secs = std::env::var("HARDSHIPS_FROZEN_SECS")

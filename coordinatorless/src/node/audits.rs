@@ -1,11 +1,12 @@
 //! What an auditor asks of a member: its accumulators before the replay, its trace after it.
 //!
-//! Whoever gives no answer is asked again, until it has refused or no record can have the verdict any more ([`super::tries`]). It could answer while it
+//! Whoever gives no answer is asked again, until it has refused or hardly a record more can have the verdict ([`super::tries`]). It could answer while it
 //! was heard and said that it has the audited record, or has been counted in [`REFUSALS`] records since it was asked, whatever it says.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::driver::{Driver, Job};
 use super::tries::{Next, Tries};
@@ -147,6 +148,7 @@ impl Driver {
             zero: self.node.config.run.verification.accumulator_zero,
             limit: self.node.config.accumulator_bytes,
             by_leaf: self.node.config.opens_leaves,
+            decided: self.decided.subscribe(),
         }
     }
 
@@ -203,7 +205,7 @@ impl Driver {
             Next::Drop => {
                 let (member, round) = (member.short(), slot.round);
                 self.notice(Notice::Warning(format!(
-                    "{member} was not there to open what it sent in round {round}, so it was not audited"
+                    "rounds are too short to tell whether {member} is gone: what it sent in round {round} was not audited"
                 )));
                 Ok(())
             }
@@ -311,12 +313,25 @@ struct Opening {
     limit: u64,
     /// Whether some leaves are enough.
     by_leaf: bool,
+    /// The last record's round.
+    decided: watch::Receiver<Round>,
 }
 
 impl Opening {
-    /// Asks once, after a while.
-    async fn of(&self, audit: &Audit, after: Duration) -> Option<Opened> {
-        tokio::time::sleep(after).await;
+    /// Asks once, after a while; no longer than it can be said that nothing came, if that was not over before.
+    async fn of(self, audit: &Audit, after: Duration) -> Option<Opened> {
+        let end = audit.window.end;
+        if *self.decided.borrow() >= end {
+            return self.ask(audit).await;
+        }
+        let mut decided = self.decided.clone();
+        tokio::select! {
+            opened = async { tokio::time::sleep(after).await; self.ask(audit).await } => opened,
+            _ = decided.wait_for(|round| *round >= end) => None,
+        }
+    }
+
+    async fn ask(&self, audit: &Audit) -> Option<Opened> {
         let (order, commit) = (&audit.order, &audit.order.contribution.commit);
         let patience = if order.draw > 0 { 4 * OPENING } else { OPENING };
         let leaves = order.leaves(leaf_count(self.limit)).filter(|_| self.by_leaf);

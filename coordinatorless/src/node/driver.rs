@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::audits::{Asking, Audit};
@@ -60,6 +60,8 @@ pub(super) struct Driver {
     pub clock: Clock,
     pub timers: BTreeMap<Timer, Micros>,
     pub jobs: JoinSet<Job>,
+    /// The last record's round, for those who wait for one.
+    pub decided: watch::Sender<Round>,
     pub fetching: HashSet<Hash>,
     /// Decided records that wait to be gathered and applied, and whether one is under way.
     pub applying: VecDeque<Arc<Decided>>,
@@ -142,6 +144,7 @@ impl Driver {
             clock: Clock::new(0, 1),
             timers: BTreeMap::new(),
             jobs: JoinSet::new(),
+            decided: watch::Sender::new(Round(0)),
             fetching: HashSet::new(),
             applying: VecDeque::new(),
             // Until the first model is asked for: what the log decides at once is applied to it, not before it.
@@ -166,6 +169,7 @@ impl Driver {
         };
         let round = driver.state.chain().agreed.round;
         let branch = driver.state.chain().agreed.branch;
+        driver.decided.send_replace(round);
         let effects = driver.state.start(driver.now());
         driver.carry_out(effects)?;
         // O8: the model that the work in flight is trained from, then the last.
@@ -231,6 +235,7 @@ impl Driver {
         if self.state.is_doubled() {
             return Err(NodeError::KeyInUse);
         }
+        self.decided.send_replace(self.state.chain().agreed.round);
         self.carry_out(effects)
     }
 

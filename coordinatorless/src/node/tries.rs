@@ -2,8 +2,8 @@
 //!
 //! Soon at first, later once a second. It has refused with the [`REFUSALS`]th answer in a row that it could have given and did not, once it has had ten
 //! seconds to change its mind or half of the time for the verdict is over. Who is gone, has just come back, or is behind has not refused, and is asked
-//! until no record can have the verdict any more. Who begins to open and does not end has refused with the second such answer; where a round's verdicts
-//! are over sooner, nobody says so in time.
+//! until two more records at most can have the verdict; that it has opened nothing is said then, too, if it had ten seconds: in rounds of a fraction of
+//! a second nobody can tell who is gone from who is slow. Who begins to open and does not end has refused with the second such answer.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use crate::types::Round;
 
 /// Answers that do not end which are a refusal.
 const STALLS: u32 = 2;
-/// How long a member that gives none may still change its mind, unless half of the time for the verdict is over before.
+/// How long a member that gives none may still change its mind, unless half of the time for the verdict is over before; and the least for one that
+/// is not there.
 const REOPENING: Duration = Duration::from_secs(10);
 /// Before somebody is asked again for the first times, and how many those are: rounds may be short.
 const SOON: Duration = Duration::from_millis(250);
@@ -42,9 +43,9 @@ pub struct Tries {
 pub enum Next {
     /// Ask again after this.
     Ask(Duration),
-    /// It has refused.
+    /// It has refused, or there is no time left to ask again.
     Accuse,
-    /// It may have been unable, and a verdict would come too late by now.
+    /// It may have been unable, and there was hardly any time.
     Drop,
 }
 
@@ -112,6 +113,7 @@ impl Tries {
         match (self.has_refused() && late) || self.stalled >= STALLS {
             true => Next::Accuse,
             false if record < window.end => Next::Ask(self.pause()),
+            false if now - self.began >= REOPENING => Next::Accuse,
             false => Next::Drop,
         }
     }
@@ -123,7 +125,7 @@ mod tests {
 
     const WINDOW: Window = Window {
         half: Round(14),
-        end: Round(17),
+        end: Round(16),
     };
 
     /// What follows after questions at these seconds, each with whether the member was able and how long it was waited for; `record` is the last one.
@@ -159,10 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_silent_is_asked_until_no_record_can_have_the_verdict() {
+    fn who_goes_silent_is_asked_until_hardly_a_record_can_have_the_verdict() {
         let gone = [(0, true, 0), (1, true, 0), (2, false, 3), (600, false, 3)];
-        assert_eq!(after(&gone, 16), Next::Ask(LATER));
-        assert_eq!(after(&gone, 17), Next::Drop, "who is gone has not refused");
+        assert_eq!(after(&gone, 15), Next::Ask(LATER), "who is gone has not refused");
+        assert_eq!(after(&gone, 16), Next::Accuse, "it has opened nothing");
+        assert_eq!(after(&gone[..3], 16), Next::Drop, "within six seconds");
         let back = [(605, true, 0), (605, true, 0), (606, true, 0)];
         assert_eq!(
             after(&[&gone[..], &back].concat(), 11),

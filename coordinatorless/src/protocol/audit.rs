@@ -9,6 +9,11 @@
 //! **What cannot be known** is whether somebody was drawn and keeps silent. It follows that
 //! - a round is settled for everyone alike, once `verdict_rounds` have passed or an accusation that came before is settled;
 //! - who went away before its round could have been audited is not paid for that round, drawn or not. So leaving is no way out;
+//! - a round that was drawn and not opened, for whatever reason, stands for those that were not drawn: it costs the pay of `4/p` rounds
+//!   ([`VerificationConfig::unopened_costs`]). Nobody can tell who hides from who lost its power, so hiding must not pay more than losing power. Someone honest that is
+//!   gone for so long has sent one or two rounds that nobody could ask it for yet, which it loses about as many times four rounds by;
+//! - a name is paid once two auditors have proven work of its own, and anew after it failed to open something ([`crate::ledger::PROOFS`]): names
+//!   cost nothing, and one that is left whenever someone asks would be paid for what it did not do between;
 //! - silence costs an auditor no more than its pay. A verdict that agrees is paid what the work itself is (`rewards.audit_bounty_permille`), and
 //!   counts only with what shows that its author replayed the round ([`super::replayed`]): who says "agrees" without it is not heard.
 //!
@@ -20,15 +25,15 @@
 //! that round again, by the leaves that the accuser opened. If the member is said to have told no steps ([`super::replayed`]), the others only ask it for
 //! them. More than a third of the weight decides, since someone honest is among them: less than a third
 //! that lies can neither convict an honest member nor clear a cheat, nor make an honest accuser look false. It takes two at least, so that of two
-//! members neither can convict the other. That costs a replay of one round for each voter; who accuses falsely can do so three times, and of those
-//! said to have opened nothing a few are looked into at a time.
+//! members neither can convict the other. That costs a replay of one round for each voter; who accuses falsely can do so three times. To say that nothing was
+//! opened costs nobody a strike, as a line may fail between two; but only who was drawn is heard, so of that there is no more than audits.
 //!
 //! | more than a third says | |
 //! |---|---|
 //! | differs | everything unvested is taken, the member barred; an accuser that said so is paid like one who found that it agrees |
 //! | agrees | the accuser has a strike, if it said that it differs or showed other steps; that a line fails between two is nobody's fault |
 //! | untold | the round is not paid; a strike, if the member was there; an accuser that showed other steps is paid |
-//! | not opened | the round is not paid; a strike, if the member was counted in the last record, so that it was there |
+//! | not opened | the round and what it stands for are not paid, its name is unproven; a strike, if the member was counted in the last record, so that it was there |
 //! | nothing within `verdict_rounds` | the round is not paid |
 //!
 //! Three strikes within `rewards.vesting_rounds` cost what a proven cheat costs. Voters may have the openings from the accuser, who had them from
@@ -45,8 +50,6 @@ use crate::types::*;
 
 /// False accusations, or openings refused, that cost membership.
 pub const MAX_STRIKES: u32 = 3;
-/// Accusations of having opened nothing that are before everyone at a time.
-const MAX_UNOPENED: usize = 4;
 
 /// The last record by which an audited member tells its trace. From the one after on verdicts that agree may be told, which show it to everyone:
 /// what an auditor committed itself to before cannot have been read there.
@@ -210,20 +213,6 @@ impl ChainState {
         self.agreed.accusations.iter().find(about)
     }
 
-    /// Whether this first verdict goes before everyone. To say that nothing was opened or told costs nobody a strike, so there must be
-    /// another end to the work that it can make.
-    fn hears(&self, verdict: &Verdict) -> bool {
-        let silent = |one: &&Accusation| !one.took_a_replay();
-        match verdict.finding {
-            Finding::Agrees => false,
-            Finding::Differs => true,
-            Finding::Untold if verdict.replayed.is_some() => true,
-            Finding::Unanswered | Finding::Untold => {
-                self.agreed.accusations.iter().filter(silent).count() < MAX_UNOPENED
-            }
-        }
-    }
-
     /// Whether a record may still want this verdict, lot and signature aside; what came late or twice is no sign of anything.
     pub fn awaits(&self, signed: &SignedVerdict) -> bool {
         self.may_have(signed).is_ok()
@@ -331,8 +320,9 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
         {
             let tokens = claim.tokens;
             state.ledger.bounty(&config.rewards, auditor, now, tokens);
+            state.ledger.prove(verdict.member, auditor);
         }
-        let heard = verdict.draw == 0 && state.hears(verdict);
+        let accuses = verdict.draw == 0 && verdict.finding != Finding::Agrees;
         let claim = state
             .auditable(about.0)
             .and_then(|round| round.claim(&about.1))
@@ -345,7 +335,7 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
         match known {
             // A first verdict on a round that is before everyone is a word like any other's.
             Some(open) => open.say(auditor, verdict.finding),
-            None if heard => {
+            None if accuses => {
                 state.agreed.accusations.extend(claim.map(|claim| Accusation {
                     round: about.0,
                     member: verdict.member,
@@ -397,7 +387,19 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
             }
             Finding::Agrees => {}
             Finding::Unanswered | Finding::Untold => {
-                state.ledger.void(member, round);
+                let points = match outcome {
+                    Finding::Unanswered => {
+                        let (tokens, times) = (open.claim.tokens, config.verification.unopened_costs());
+                        state.ledger.fail(&config.rewards, member, round, tokens, times)
+                    }
+                    _ => state.ledger.void(member, round),
+                };
+                notices.push(Notice::Unpaid {
+                    member,
+                    points,
+                    round,
+                    finding: outcome,
+                });
                 let there = |one: &Member| one.standing == Standing::Active && one.uncounted == 0;
                 if state.member(&member).is_some_and(there) {
                     let why = "three times it opened nothing, or told no steps or others than it took, says more than a third of the weight";

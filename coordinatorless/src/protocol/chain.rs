@@ -19,7 +19,7 @@ use super::overlap::InFlight;
 use super::speed::{self, SpeedTest};
 use crate::agreement::Voters;
 use crate::config::RunConfig;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, PROOFS};
 use crate::types::*;
 use crate::wire::{Canonical, MAX_RECORD, Scheme};
 
@@ -386,7 +386,14 @@ impl ChainState {
         let open = self.agreed.accusations.iter().map(|open| open.round);
         let settled = open.fold(auditable, Round::min);
         self.ledger.add_up(&config.rewards, settled, minority);
-        self.ledger.vest(&config.rewards, now, minority);
+        // Where nobody is audited, or nobody else is there to do it, nothing can be proven.
+        let audited = config.verification.audit_permille > 0;
+        let weights = &self.agreed.weights;
+        let needed = |id: &PeerId| match audited {
+            true => weights.iter().filter(|(other, _)| other != id).count().min(PROOFS),
+            false => 0,
+        };
+        self.ledger.vest(&config.rewards, now, minority, needed);
     }
 
     /// R22: who signed two votes for one slot is barred, and loses what has not vested.

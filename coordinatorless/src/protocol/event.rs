@@ -452,6 +452,17 @@ pub enum Notice {
         /// What proves it, in plain words.
         proof: &'static str,
     },
+    /// Points are not paid, as a round that was drawn was not opened, or its steps were not told.
+    Unpaid {
+        /// Whose.
+        member: PeerId,
+        /// How many (GFLOP).
+        points: u128,
+        /// The round.
+        round: Round,
+        /// What more than a third of the weight says.
+        finding: Finding,
+    },
     /// A finding that needs a person: what, in plain words.
     Warning(String),
 }

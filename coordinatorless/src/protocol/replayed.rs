@@ -301,7 +301,7 @@ pub fn ask_until(config: &RunConfig, chain: &ChainState, verdict: &Verdict) -> R
 pub struct Window {
     /// With this record half of it is over: time to say that nothing was opened.
     pub half: Round,
-    /// Only one more record can have a verdict after this one.
+    /// After this record two more can have it: time to say so of who is not there, too.
     pub end: Round,
 }
 
@@ -319,7 +319,7 @@ pub fn opening(config: &RunConfig, chain: &ChainState, order: &AuditOrder) -> Wi
     let after = |rounds: u64| Round(from.0.saturating_add(rounds));
     Window {
         half: after(rounds / 2),
-        end: after(rounds.saturating_sub(1)),
+        end: after(rounds.saturating_sub(2).max(rounds / 2)),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::wire::{Body, Keys, Signed};
 
 mod boaster;
 mod censor;
+mod dodger;
 mod double_voter;
 mod equivocating_proposer;
 pub(super) mod false_work;
@@ -115,6 +116,10 @@ cheats! {
     FalseWorkNowAndThen => false_work::FalseWork::Tenth;
     /// Claims work that it did not do, and opens its accumulators to nobody.
     WithheldOpening => false_work::FalseWork::Unopened;
+    /// The same, and is away for as long as anyone asks.
+    Dodger => dodger::Dodger::new(1);
+    /// The same in one round of four.
+    DodgerNowAndThen => dodger::Dodger::new(4);
     /// Does its work, and tells nobody its steps.
     UntoldSteps => false_work::FalseWork::Untold;
     /// Does its work, and commits to steps that it did not take.
@@ -237,6 +242,12 @@ pub(super) trait Adversary {
     }
     /// Whether it says of what it audits that it agrees, and replays nothing.
     fn is_lazy(&self) -> bool {
+        false
+    }
+    /// An auditor asks it to open what it committed to here, until this record.
+    fn is_asked(&mut self, _commit: &Commit, _until: Round) {}
+    /// Whether it says nothing to anyone for now.
+    fn is_away(&self) -> bool {
         false
     }
     /// Whether it hands this blob to that peer.

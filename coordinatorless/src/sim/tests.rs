@@ -189,3 +189,44 @@ fn the_shipped_scenarios_hold_and_repeat_themselves() {
         assert_eq!(holds(scenario.clone()).digest, holds(scenario).digest);
     }
 }
+
+/// What somebody honest loses by each of its outages of so many seconds, in rounds' pay, over many seeds; a round takes 4.5 seconds.
+fn lost_by_an_outage(secs: f64) -> f64 {
+    const OUTAGES: usize = 8;
+    const SEEDS: u64 = 3;
+    let (mut lost, mut earned) = (0.0, 0.0);
+    for seed in 1..=SEEDS {
+        let faults = (0..OUTAGES).flat_map(|at| {
+            let from = 150.0 + 200.0 * at as f64;
+            [
+                fault(from, &[6], FaultKind::Crash),
+                fault(from + secs, &[6], FaultKind::Restart),
+            ]
+        });
+        let scenario = Scenario {
+            seed,
+            peers: 7,
+            rounds: 420,
+            faults: faults.collect(),
+            vesting_rounds: 1500,
+            ..Scenario::default()
+        };
+        let mut world = world::World::new(&scenario);
+        world.run();
+        let ledger = &world.chain(0).unwrap().ledger;
+        let account = |peer: usize| ledger.get(&scenario.keys(peer).id()).unwrap();
+        assert!((0..7).all(|peer| account(peer).strikes == 0));
+        lost += account(6).unpaid as f64;
+        earned += account(6).provisional_points() as f64 / account(6).rounds as f64;
+    }
+    lost / (earned / SEEDS as f64) / (OUTAGES as u64 * SEEDS) as f64
+}
+
+#[test]
+fn an_outage_costs_the_honest_a_few_rounds() {
+    for (secs, most) in [(10.0, 3.0), (90.0, 20.0)] {
+        let lost = lost_by_an_outage(secs);
+        println!("{secs} s of outage cost {lost:.1} rounds' pay");
+        assert!(lost < most, "{secs} s: {lost}");
+    }
+}

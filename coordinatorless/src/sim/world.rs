@@ -32,8 +32,8 @@ use crate::config::RunConfig;
 use crate::protocol::State;
 use crate::protocol::chain::{ChainState, Steps};
 use crate::protocol::clock::Clock;
-use crate::protocol::event::{Event, Timer, TrainOrder};
-use crate::protocol::replayed::Traces;
+use crate::protocol::event::{AuditOrder, Event, Timer, TrainOrder};
+use crate::protocol::replayed::{Traces, Window};
 use crate::protocol::speed::Key;
 use crate::types::*;
 use crate::wire::{Keys, Signed};
@@ -143,6 +143,13 @@ enum Item {
         peer: usize,
         life: u32,
         event: Box<Event>,
+    },
+    /// An audit of who may have been away so far.
+    Audit {
+        peer: usize,
+        life: u32,
+        order: Box<AuditOrder>,
+        window: Window,
     },
     /// A replay that agreed, to be shown by the member's answer to it.
     Ask {
@@ -407,6 +414,12 @@ impl World {
             Item::Fetched { peer, life, blob, from } => self.fetched(peer, life, blob, from),
             Item::AskRecords { peer, asker, from } => self.answer_records(peer, asker, from),
             Item::Event { peer, life, event } => self.event(peer, life, *event),
+            Item::Audit {
+                peer,
+                life,
+                order,
+                window,
+            } => self.ask_to_open(peer, life, *order, window),
             Item::Ask { peer, life, asking } => self.ask(peer, life, *asking),
             Item::Fault(at) => self.fault(at),
             Item::Wake(peer) => self.wake(peer),

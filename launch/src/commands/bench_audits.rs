@@ -17,10 +17,16 @@ const PEERS: usize = 7;
 const LIARS: [usize; 2] = [5, 6];
 
 /// Who is tried, in words, and the share of the runs asked for that it gets, as a divisor: who holds out longer takes longer.
-const KINDS: [(LiarKind, &str, u64); 7] = [
+const KINDS: [(LiarKind, &str, u64); 9] = [
     (LiarKind::FalseWork, "work not done, in every round", 1),
     (LiarKind::FalseWorkNowAndThen, "work not done, in one round of ten", 8),
     (LiarKind::WithheldOpening, "work not done, nothing opened to anyone", 4),
+    (LiarKind::Dodger, "work not done, away when asked", 100),
+    (
+        LiarKind::DodgerNowAndThen,
+        "a quarter not done, away when asked about it",
+        100,
+    ),
     (LiarKind::UntoldSteps, "work done, its steps told to nobody", 8),
     (LiarKind::OtherSteps, "work done, other steps committed to", 8),
     (LiarKind::Colluder, "two that cover each other and accuse the honest", 1),

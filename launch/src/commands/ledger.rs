@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coordinatorless::config::RunConfig;
-use coordinatorless::ledger::Account;
+use coordinatorless::ledger::{Account, PROOFS};
 use coordinatorless::protocol::chain::ChainState;
 use coordinatorless::protocol::sync::verify_next;
 use coordinatorless::store::{Store, StoreError};
@@ -208,7 +208,7 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         let members: Vec<_> = ledger.accounts.iter().map(|account| json!({
             "id": account.id, "address": account.address, "tokens": account.tokens, "provisional": points(account.provisional_points()),
             "vested": points(account.vested), "slashed": points(account.slashed), "unpaid": points(account.unpaid), "paid": 0, "strikes": account.strikes,
-            "audits": account.audits,
+            "audits": account.audits, "proven_by": account.proven_by.len(),
         })).collect();
         return print_json(&json!({"round": round, "issued": points(ledger.issued), "members": members}));
     }
@@ -217,11 +217,11 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         thousands(ledger.issued)
     );
     println!(
-        "  member            tokens  provisional       vested      slashed       unpaid  strikes  audits  address"
+        "  member            tokens  provisional       vested      slashed       unpaid  strikes  audits  proven by  address"
     );
     for account in &ledger.accounts {
         println!(
-            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {:>6}  {}",
+            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {:>6}  {:>9}  {}",
             account.id.short(),
             thousands(account.tokens),
             thousands(account.provisional_points()),
@@ -230,7 +230,14 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
             thousands(account.unpaid),
             account.strikes,
             account.audits,
+            account.proven_by.len(),
             account.address
+        );
+    }
+    let waits = |account: &&Account| account.proven_by.len() < PROOFS && account.provisional_points() > 0;
+    if ledger.accounts.iter().any(|account| waits(&account)) {
+        println!(
+            "points vest once {PROOFS} auditors have proven a member's work, or everyone else where fewer are there"
         );
     }
     Ok(())

@@ -117,6 +117,7 @@ impl World {
             | Item::TrainingDone { peer, .. }
             | Item::Fetched { peer, .. }
             | Item::AskRecords { peer, .. }
+            | Item::Audit { peer, .. }
             | Item::Ask { peer, .. }
             | Item::Event { peer, .. } => *peer,
             Item::Fault(_) | Item::Wake(_) | Item::Look | Item::Exit { .. } => return None,

@@ -62,6 +62,18 @@ impl Gang {
         self.liars.get(&holder).is_none_or(|liar| liar.cheat.serves(blob, to))
     }
 
+    /// A liar learns that it is to open something, until this record.
+    pub(super) fn is_asked(&mut self, peer: usize, commit: &Commit, until: Round) {
+        if let Some(liar) = self.liars.get_mut(&peer) {
+            liar.cheat.is_asked(commit, until);
+        }
+    }
+
+    /// Whether a liar is away.
+    pub(super) fn is_away(&self, peer: usize) -> bool {
+        self.liars.get(&peer).is_some_and(|liar| liar.cheat.is_away())
+    }
+
     /// Whether the blob's bytes have the right hash and decode to nothing.
     pub fn garbage(&self, blob: &Hash) -> bool {
         self.liars.values().any(|liar| liar.cheat.garbage(blob))
@@ -145,7 +157,6 @@ impl World {
     }
 
     /// The chain as a peer has it.
-    #[cfg(test)]
     pub(in crate::sim) fn chain(&self, peer: usize) -> Option<&crate::protocol::chain::ChainState> {
         self.peers[peer].state.as_ref().map(|state| &**state.chain())
     }

@@ -4,7 +4,7 @@ use super::{Item, World};
 use crate::protocol::SECOND;
 use crate::protocol::audit::Claim;
 use crate::protocol::event::{AuditOrder, Encode, Event, TrainOrder, Trained};
-use crate::protocol::replayed::{self, Answer, Ask, Heard, PATIENCE, Question, REFUSALS};
+use crate::protocol::replayed::{self, Answer, Ask, Heard, PATIENCE, Question, REFUSALS, Window};
 use crate::sim::adversary::false_work;
 use crate::types::*;
 
@@ -97,12 +97,52 @@ impl World {
     }
 
     pub(super) fn audit(&mut self, at: usize, order: AuditOrder) {
-        let slot = order.contribution.commit.slot;
-        let member = order.contribution.member;
         if order.accusation.is_some_and(|accused| !accused.replay) {
             let verdict = replayed::told(&order, self.config.verification.bound);
             return self.ask_later(at, Asking::new(verdict, Trace::default(), self.now));
         }
+        let Some(chain) = self.chain(at) else { return };
+        let window = replayed::opening(&self.config, chain, &order);
+        self.ask_to_open(at, self.peers[at].life, order, window);
+    }
+
+    /// R25: asks the audited member for its accumulators, while it is away again and again until hardly a record can have the verdict.
+    pub(super) fn ask_to_open(&mut self, at: usize, life: u32, order: AuditOrder, window: Window) {
+        let Some(round) = self.chain(at).map(|chain| chain.agreed.round) else {
+            return;
+        };
+        if self.peers[at].life != life {
+            return;
+        }
+        let member = order.contribution.member;
+        let processes: Vec<usize> = self.processes(&member).collect();
+        for of in &processes {
+            self.gang.is_asked(*of, &order.contribution.commit, window.end);
+        }
+        let there =
+            |of: &usize| self.side[*of] == self.side[at] && self.peers[*of].state.is_some() && !self.gang.is_away(*of);
+        if processes.iter().any(there) || self.gang.is_lazy(at) {
+            return self.replay(at, order);
+        }
+        if round >= window.end {
+            let verdict = replayed::unanswered(&order, self.config.verification.bound);
+            return self.event(at, life, Event::Audited(verdict));
+        }
+        let order = Box::new(order);
+        self.push(
+            self.now + SECOND,
+            Item::Audit {
+                peer: at,
+                life,
+                order,
+                window,
+            },
+        );
+    }
+
+    /// What an auditor finds that was given what it asked for.
+    fn replay(&mut self, at: usize, order: AuditOrder) {
+        let (slot, member) = (order.contribution.commit.slot, order.contribution.member);
         let replays = self.replays(at, &order);
         let shown = false_work::shows(&order.contribution.commit);
         let lazy = self.gang.is_lazy(at);
