@@ -21,8 +21,9 @@
 //! 6. **Opening nothing.** Who does no work and opens its accumulators to nobody, or is away whenever it is asked, loses with each round that was drawn
 //!    the pay of `n = 4/p` rounds ([`VerificationConfig::unopened_costs`]) that have not vested when that is agreed, `2 verdict_rounds` later. So it is
 //!    paid for a round at most if none of the `min(n, vesting_rounds - 2 verdict_rounds)` rounds from it on falls to someone honest, which all but
-//!    `(1-q)` to that power do. If it takes a new name each time someone honest asks, a name is paid if two auditors vouch for it before
-//!    ([`crate::ledger::PROOFS`]), both of them accomplices: `r^2`. The more of the two, and what accomplices are paid, must be less than honest work leaves.
+//!    `(1-q)` to that power do. If it takes a new name each time someone honest asks, a name is paid if `k` accomplices vouch for it before
+//!    ([`PROOFS`]), which of all names `r^k` see. These have claimed `k` rounds where others claimed `1 + r + .. + r^(k-1)` on average, so that
+//!    `k r^k / (1 + r + .. + r^(k-1))` of the claims are paid. The more of the two, and what accomplices are paid, must be less than honest work leaves.
 //!
 //! What no condition covers: how much of the swarm's work a name claims. Who lets many names work honestly, but little, until their points vest, and
 //! claims much with each of them now and then, has less to lose by it than who claims as much all the time (this crate's README has the numbers).
@@ -199,7 +200,14 @@ impl Economics {
         let unvested = (self.vesting_rounds - 2.0 * self.verdict_rounds).max(0.0);
         let rounds = unvested.min(verification.unopened_costs() as f64);
         let one_name = (1.0 - self.caught()).powf(rounds);
-        one_name.max(self.assumed.colluding_share.powf(PROOFS as f64)) + self.accomplices(self.audit_rate)
+        one_name.max(self.names()) + self.accomplices(self.audit_rate)
+    }
+
+    /// What who takes a new name whenever someone honest asks is paid, as a share of what its names claim (condition 6).
+    fn names(&self) -> f64 {
+        let share = self.assumed.colluding_share;
+        let claimed: f64 = (0..PROOFS).map(|seen| share.powf(f64::from(seen))).sum();
+        f64::from(PROOFS) * share.powf(f64::from(PROOFS)) / claimed
     }
 
     /// The least audit rate, a multiple of a thousandth, with which nothing is wrong. Infinite if there is none.
@@ -373,10 +381,9 @@ mod tests {
         // At 40% ten rounds' pay is lost with each that is drawn: e^-(0.4 * 10); with points that vest four rounds after the verdict, e^-(0.4 * 4).
         near(economics(400, 36, PLAIN).hidden(), 0.018_316);
         near(economics(400, 20, PLAIN).hidden(), 0.201_897);
-        // Two accomplices of three do better by new names: 1/9; e^-(0.4 * 2/3) * 0.4 * 1/3 of audits are theirs, and pay 1.1 each.
+        // A third of accomplices does better by new names: 3/27 / (1 + 1/3 + 1/9) = 1/13; and e^-(0.4 * 2/3) * 0.4 * 1/3 of audits are theirs.
         let colluding = economics(400, 1500, Assumptions::default());
-        let bounty = RewardConfig::default().audit_bounty_permille as f64 / 1000.0;
-        near(colluding.hidden(), 1.0 / 9.0 + 0.765_928 * 0.4 / 3.0 * bounty);
+        near(colluding.hidden(), 1.0 / 13.0 + 0.765_928 * 0.4 / 3.0);
     }
 
     #[test]

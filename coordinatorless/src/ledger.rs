@@ -6,7 +6,8 @@
 //! whatever the policy, and so does every state of the chain that a peer keeps.
 //!
 //! **Only proven names are paid.** A name costs nothing, and one that leaves before its work was looked at could have done anything. So the points of an
-//! account vest only once [`PROOFS`] auditors have proven work of its own, each another; until then they wait, however long, and nothing else is lost.
+//! account vest only once [`PROOFS`] audits have proven work of its own; until then they wait, however long, and nothing else is lost. Who fails to open
+//! something that was drawn loses what [`Ledger::fail`] says, and begins anew with what it earns from then on.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -17,8 +18,8 @@ use crate::wire::Canonical;
 /// Into so many parts the time until points vest is divided at most: a grant vests late by less than one of them.
 const SPANS: u64 = 16;
 
-/// Auditors that must have proven an account's work before its points vest: one could be its accomplice.
-pub const PROOFS: usize = 2;
+/// Audits that must have proven an account's work before its points vest: one or two may have been its accomplices'.
+pub const PROOFS: u32 = 3;
 
 /// Points of one counted round, or of several of one span, not yet vested.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +45,10 @@ pub struct Account {
     pub lived: u64,
     /// Proven audits so far.
     pub audits: u64,
-    /// Who has proven its work since it last failed to open what was drawn, sorted; [`PROOFS`] at most.
-    pub proven_by: Vec<PeerId>,
+    /// What was earned up to this round vests though there are fewer proofs: there were enough when it last failed to open something.
+    pub proven_until: Round,
+    /// Audits that have proven its work since it last failed to open what was drawn; [`PROOFS`] at most.
+    pub proofs: u32,
     /// Grants that have not vested, oldest first.
     pub provisional: Vec<Grant>,
     /// Points that can no longer be taken.
@@ -123,7 +126,8 @@ impl Ledger {
                     rounds: 0,
                     lived: 0,
                     audits: 0,
-                    proven_by: Vec::new(),
+                    proven_until: Round(0),
+                    proofs: 0,
                     provisional: Vec::new(),
                     vested: 0,
                     contested: 0,
@@ -178,24 +182,25 @@ impl Ledger {
         }
     }
 
-    /// Vests what is old enough after `now` of those whose work has been proven by as many auditors as `needed` says; what was earned from `minority` on
+    /// Vests what is old enough after `now` of those whose work has been proven as often as `needed` says; what was earned from `minority` on
     /// is contested (R21).
     pub fn vest(
         &mut self,
         rewards: &RewardConfig,
         now: Round,
         minority: Option<Round>,
-        needed: impl Fn(&PeerId) -> usize,
+        needed: impl Fn(&PeerId) -> u32,
     ) {
         let contested = |grant: &Grant| minority.is_some_and(|since| grant.round >= since);
         for account in &mut self.accounts {
             let ripe = account
                 .provisional
                 .partition_point(|grant| grant.round.0.saturating_add(rewards.vesting_rounds) <= now.0);
-            let ripe = account.provisional.drain(..ripe);
-            if account.proven_by.len() < needed(&account.id) {
+            let mut ripe: Vec<Grant> = account.provisional.drain(..ripe).collect();
+            if account.proofs < needed(&account.id) {
+                let proven = ripe.partition_point(|grant| grant.round <= account.proven_until);
+                let mut waiting = ripe.split_off(proven);
                 // However long they wait, they are two entries at most.
-                let mut waiting: Vec<Grant> = ripe.collect();
                 waiting.dedup_by(|next, grant| {
                     let together = contested(next) == contested(grant);
                     if together {
@@ -205,7 +210,6 @@ impl Ledger {
                     together
                 });
                 account.provisional.splice(..0, waiting);
-                continue;
             }
             for grant in ripe {
                 account.vested = account.vested.saturating_add(grant.points);
@@ -217,13 +221,9 @@ impl Ledger {
     }
 
     /// An auditor has shown that it replayed this member's work, and that it agrees.
-    pub fn prove(&mut self, id: PeerId, auditor: PeerId) {
-        let proven_by = &mut self.open(id).proven_by;
-        if proven_by.len() < PROOFS
-            && let Err(at) = proven_by.binary_search(&auditor)
-        {
-            proven_by.insert(at, auditor);
-        }
+    pub fn prove(&mut self, id: PeerId) {
+        let account = self.open(id);
+        account.proofs = account.proofs.saturating_add(1).min(PROOFS);
     }
 
     /// Takes everything unvested; returns how much that was.
@@ -251,7 +251,10 @@ impl Ledger {
     pub fn fail(&mut self, rewards: &RewardConfig, id: PeerId, round: Round, tokens: u64, times: u64) -> u128 {
         let mut points = self.void(id, round);
         let account = self.open(id);
-        account.proven_by.clear();
+        if account.proofs >= PROOFS {
+            account.proven_until = round;
+        }
+        account.proofs = 0;
         let owed = account.worth(rewards, tokens).saturating_mul(u128::from(times));
         let mut left = owed.saturating_sub(points);
         let after = account.provisional.partition_point(|grant| grant.round <= round);
@@ -414,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn points_wait_until_two_auditors_have_proven_the_name() {
+    fn points_wait_until_three_audits_have_proven_the_name() {
         let (rewards, id, mut ledger) = earning(40);
         let minority = Some(Round(5));
         let vest = |ledger: &mut Ledger| {
@@ -424,23 +427,25 @@ mod tests {
         };
         // Rounds up to 24 are old enough: those of before round 5 and those since are an entry each, and wait.
         assert_eq!(vest(&mut ledger), (0, 400, 2 + 16));
-        for auditor in [2, 2, 3, 4] {
-            assert_eq!(vest(&mut ledger).0, 0, "before {auditor}");
-            ledger.prove(id, PeerId([auditor; 32]));
-            if auditor == 3 {
-                break;
-            }
+        for proof in 1..=PROOFS {
+            assert_eq!(vest(&mut ledger).0, 0, "before proof {proof}");
+            ledger.prove(id);
         }
         assert_eq!(vest(&mut ledger), (240, 160, 16));
         assert_eq!(ledger.get(&id).unwrap().contested, 200);
-        ledger.prove(id, PeerId([4; 32]));
-        assert_eq!(ledger.get(&id).unwrap().proven_by.len(), PROOFS, "no more are kept");
+        ledger.prove(id);
+        assert_eq!(ledger.get(&id).unwrap().proofs, PROOFS, "no more are counted");
+        // It fails in round 30 and never comes back: what is left of the rounds until then is its own.
+        assert_eq!(ledger.fail(&rewards, id, Round(30), 10, 3), 30);
+        ledger.vest(&rewards, Round(100), minority, |_| PROOFS);
+        let account = ledger.get(&id).unwrap();
+        assert_eq!((account.vested, account.provisional_points()), (240 + 30, 100));
     }
 
     #[test]
     fn what_was_not_opened_costs_what_was_not_drawn_before_it_and_the_proofs() {
         let (rewards, id, mut ledger) = earning(12);
-        ledger.prove(id, PeerId([2; 32]));
+        ledger.prove(id);
         // Of round 8, which claimed 10: 35 points, so that of round 5 a half is left.
         assert_eq!(ledger.clone().fail(&rewards, id, Round(8), 7, 5), 35);
         assert_eq!(ledger.fail(&rewards, id, Round(8), 7, 5), 35);
@@ -453,7 +458,7 @@ mod tests {
             left(&ledger),
             [&[(1, 10), (2, 10), (3, 10), (4, 10), (5, 5)], &rest[..]].concat()
         );
-        assert!(ledger.get(&id).unwrap().proven_by.is_empty());
+        assert_eq!(ledger.get(&id).unwrap().proofs, 0);
         // Rounds before it are not enough for the next: what came after it goes, too, the first of it first.
         assert_eq!(ledger.fail(&rewards, id, Round(4), 10, 6), 60);
         assert_eq!(left(&ledger), [(10, 5), (11, 10), (12, 10)]);

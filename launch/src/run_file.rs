@@ -917,9 +917,9 @@ mod tests {
         let told = error.to_string();
         for words in [
             "opens nothing to auditors",
-            "is paid 0.892 of what it claims",
+            "is paid 0.375 of what it claims",
             "honest work leaves 0.200",
-            "set verification.audit_permille = 521, or rewards.vesting_rounds = 84;",
+            "set verification.audit_permille = 180, or rewards.vesting_rounds = 43;",
             "--unsafe-economics",
         ] {
             assert!(told.contains(words), "{words:?} in: {told}");

@@ -212,7 +212,8 @@ fn who_is_killed_and_stays_away_is_not_paid_for_rounds_before_what_it_opened_to_
     drop(d);
 
     until(home, "it is said to have opened nothing", 90, || {
-        !common::events(home, "a", "unpaid").is_empty()
+        let mut lines = common::events(home, "a", "unpaid").into_iter();
+        lines.any(|line| line["points"].as_u64() > Some(0))
     });
     for line in common::events(home, "a", "unpaid") {
         assert_eq!(
@@ -220,7 +221,6 @@ fn who_is_killed_and_stays_away_is_not_paid_for_rounds_before_what_it_opened_to_
             (&gone.clone().into(), Some("unanswered")),
             "{line}"
         );
-        assert!(line["points"].as_u64() > Some(0), "{line}");
     }
     assert!(
         said(home, "a").contains("did not open to its auditors what it sent"),

@@ -19,6 +19,8 @@ use crate::wire::Scheme;
 
 /// How long an audited member may take to open an accumulator; four times that where everyone asks for it.
 pub(super) const OPENING: Duration = Duration::from_secs(30);
+/// How long that may still take when it is to be said that nothing was opened.
+const LAST: Duration = Duration::from_secs(2);
 /// How long one question for a trace may take.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long an accusation waits for it.
@@ -318,16 +320,25 @@ struct Opening {
 }
 
 impl Opening {
-    /// Asks once, after a while; no longer than it can be said that nothing came, if that was not over before.
+    /// Asks once, after a while, or at once for the last time when it is to be said that nothing came.
     async fn of(self, audit: &Audit, after: Duration) -> Option<Opened> {
         let end = audit.window.end;
         if *self.decided.borrow() >= end {
             return self.ask(audit).await;
         }
-        let mut decided = self.decided.clone();
+        let (mut pausing, mut asking) = (self.decided.clone(), self.decided.clone());
         tokio::select! {
-            opened = async { tokio::time::sleep(after).await; self.ask(audit).await } => opened,
-            _ = decided.wait_for(|round| *round >= end) => None,
+            () = tokio::time::sleep(after) => {}
+            _ = pausing.wait_for(|round| *round >= end) => {}
+        }
+        // What is on its way then may still arrive; a line of this peer's own that is back may still be used.
+        let over = async {
+            let _ = asking.wait_for(|round| *round >= end).await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            opened = self.ask(audit) => opened,
+            () = over => None,
         }
     }
 

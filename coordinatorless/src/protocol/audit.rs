@@ -11,8 +11,9 @@
 //! - who went away before its round could have been audited is not paid for that round, drawn or not. So leaving is no way out;
 //! - a round that was drawn and not opened, for whatever reason, stands for those that were not drawn: it costs the pay of `4/p` rounds
 //!   ([`VerificationConfig::unopened_costs`]). Nobody can tell who hides from who lost its power, so hiding must not pay more than losing power. Someone honest that is
-//!   gone for so long has sent one or two rounds that nobody could ask it for yet, which it loses about as many times four rounds by;
-//! - a name is paid once two auditors have proven work of its own, and anew after it failed to open something ([`crate::ledger::PROOFS`]): names
+//!   gone for so long has sent one or two rounds that nobody could ask it for yet, which it loses about as many times four rounds by. A third that lies
+//!   can make that three times as much: it asks for nothing while the member is there, and says of its last rounds that nothing was opened once it is gone;
+//! - a name is paid once three audits have proven work of its own, and anew after it failed to open something ([`crate::ledger::PROOFS`]): names
 //!   cost nothing, and one that is left whenever someone asks would be paid for what it did not do between;
 //! - silence costs an auditor no more than its pay. A verdict that agrees is paid what the work itself is (`rewards.audit_bounty_permille`), and
 //!   counts only with what shows that its author replayed the round ([`super::replayed`]): who says "agrees" without it is not heard.
@@ -26,14 +27,14 @@
 //! them. More than a third of the weight decides, since someone honest is among them: less than a third
 //! that lies can neither convict an honest member nor clear a cheat, nor make an honest accuser look false. It takes two at least, so that of two
 //! members neither can convict the other. That costs a replay of one round for each voter; who accuses falsely can do so three times. To say that nothing was
-//! opened costs nobody a strike, as a line may fail between two; but only who was drawn is heard, so of that there is no more than audits.
+//! opened costs nobody a strike, as a line may fail between two; of that a few are looked into at a time, and the others wait.
 //!
 //! | more than a third says | |
 //! |---|---|
 //! | differs | everything unvested is taken, the member barred; an accuser that said so is paid like one who found that it agrees |
 //! | agrees | the accuser has a strike, if it said that it differs or showed other steps; that a line fails between two is nobody's fault |
 //! | untold | the round is not paid; a strike, if the member was there; an accuser that showed other steps is paid |
-//! | not opened | the round and what it stands for are not paid, its name is unproven; a strike, if the member was counted in the last record, so that it was there |
+//! | not opened | the round and what it stands for are not paid, its name is unproven; a strike, if the member was counted in the last record and in the accusation's, so that it was there |
 //! | nothing within `verdict_rounds` | the round is not paid |
 //!
 //! Three strikes within `rewards.vesting_rounds` cost what a proven cheat costs. Voters may have the openings from the accuser, who had them from
@@ -41,7 +42,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::chain::ChainState;
+use super::chain::{ChainState, MAX_REPLAYED, MAX_VERDICTS};
 use super::event::{Accused, Notice};
 use super::membership::{Member, Standing};
 use crate::agreement::Voters;
@@ -50,6 +51,8 @@ use crate::types::*;
 
 /// False accusations, or openings refused, that cost membership.
 pub const MAX_STRIKES: u32 = 3;
+/// Accusations of having opened or told nothing that are before everyone at a time; others wait.
+const MAX_SILENT: usize = 8;
 
 /// The last record by which an audited member tells its trace. From the one after on verdicts that agree may be told, which show it to everyone:
 /// what an auditor committed itself to before cannot have been read there.
@@ -74,6 +77,8 @@ pub struct Auditable {
     pub answered: Vec<(PeerId, PeerId)>,
     /// What was counted, sorted by member.
     pub work: Vec<Claim>,
+    /// Whose of it more than a third has judged: nobody is judged twice for one round.
+    pub judged: Vec<PeerId>,
     /// Whose of it was accused by who showed its steps, which others were to find for themselves: nobody is paid for vouching any more.
     pub accused: Vec<PeerId>,
 }
@@ -213,6 +218,27 @@ impl ChainState {
         self.agreed.accusations.iter().find(about)
     }
 
+    /// What of these verdicts the next record has room for, in their order. To say that nothing was opened costs nobody a strike, and has everyone
+    /// ask, so of such accusations only some are open at a time; the others wait for as long as they may come.
+    pub(super) fn fitting<'a>(&self, verdicts: impl IntoIterator<Item = &'a SignedVerdict>) -> Vec<&'a SignedVerdict> {
+        let silent = self.agreed.accusations.iter().filter(|one| !one.took_a_replay());
+        let (mut silent, mut replayed, mut all) = (silent.count(), 0, 0);
+        let fits = |signed: &&SignedVerdict| {
+            let verdict = &signed.verdict;
+            let shows = verdict.replayed.is_some();
+            let accuses = verdict.draw == 0 && matches!(verdict.finding, Finding::Unanswered | Finding::Untold);
+            let opens = accuses && !shows && self.accusation(verdict).is_none();
+            let room = all < MAX_VERDICTS && (!shows || replayed < MAX_REPLAYED) && (!opens || silent < MAX_SILENT);
+            if room {
+                all += 1;
+                replayed += usize::from(shows);
+                silent += usize::from(opens);
+            }
+            room
+        };
+        verdicts.into_iter().filter(fits).collect()
+    }
+
     /// Whether a record may still want this verdict, lot and signature aside; what came late or twice is no sign of anything.
     pub fn awaits(&self, signed: &SignedVerdict) -> bool {
         self.may_have(signed).is_ok()
@@ -289,6 +315,7 @@ pub fn open(state: &mut ChainState, record: &Record) {
         weights: state.agreed.weights.clone(),
         answered: Vec::new(),
         work: record.contributions.iter().map(claim).collect(),
+        judged: Vec::new(),
         accused: Vec::new(),
     };
     state.agreed.auditable.push(auditable);
@@ -320,9 +347,12 @@ pub fn settle(state: &mut ChainState, config: &RunConfig, record: &Record, notic
         {
             let tokens = claim.tokens;
             state.ledger.bounty(&config.rewards, auditor, now, tokens);
-            state.ledger.prove(verdict.member, auditor);
+            state.ledger.prove(verdict.member);
         }
-        let accuses = verdict.draw == 0 && verdict.finding != Finding::Agrees;
+        let judged = state
+            .auditable(about.0)
+            .is_some_and(|round| round.judged.contains(&about.1));
+        let accuses = verdict.draw == 0 && verdict.finding != Finding::Agrees && !judged;
         let claim = state
             .auditable(about.0)
             .and_then(|round| round.claim(&about.1))
@@ -369,6 +399,9 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
             state.agreed.accusations.push(open);
             continue;
         };
+        if let Some(round) = state.agreed.auditable.iter_mut().find(|one| one.round == round) {
+            round.judged.push(member);
+        }
         let barred = |one: &Member| one.standing == Standing::Banned;
         let right = outcome == open.finding && open.took_a_replay();
         if right && !state.member(&open.accuser).is_some_and(barred) {
@@ -400,7 +433,9 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
                     round,
                     finding: outcome,
                 });
-                let there = |one: &Member| one.standing == Standing::Active && one.uncounted == 0;
+                // Who was there when everyone began to ask, and is.
+                let there =
+                    |one: &Member| one.standing == Standing::Active && one.uncounted == 0 && one.worked_in(open.since);
                 if state.member(&member).is_some_and(there) {
                     let why = "three times it opened nothing, or told no steps or others than it took, says more than a third of the weight";
                     strike(state, config, now, member, round, why, notices);

@@ -301,7 +301,7 @@ pub fn ask_until(config: &RunConfig, chain: &ChainState, verdict: &Verdict) -> R
 pub struct Window {
     /// With this record half of it is over: time to say that nothing was opened.
     pub half: Round,
-    /// After this record two more can have it: time to say so of who is not there, too.
+    /// After this record two more can have it, or half of them where everyone is asked: time to say so of who is not there, too.
     pub end: Round,
 }
 
@@ -317,9 +317,15 @@ pub fn opening(config: &RunConfig, chain: &ChainState, order: &AuditOrder) -> Wi
         .map_or(round, |open| open.since);
     let rounds = config.verification.verdict_rounds;
     let after = |rounds: u64| Round(from.0.saturating_add(rounds));
+    let half = rounds / 2;
     Window {
-        half: after(rounds / 2),
-        end: after(rounds.saturating_sub(2).max(rounds / 2)),
+        half: after(half),
+        // Where everyone says so at once, records need time to have it.
+        end: after(if order.draw > 0 {
+            half
+        } else {
+            half.max(rounds.saturating_sub(2))
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
+use super::chain::{Draft, MAX_CHANGES, MAX_EVIDENCE, subject};
 use super::event::{Effect, Notice, Timer};
 use super::planted::{Bug, planted};
 use super::roster::Roster;
@@ -299,7 +299,7 @@ impl State {
         let mut verdicts: Vec<&SignedVerdict> = self.verdicts.values().collect();
         // Stable: by key within each kind, as the map has them.
         verdicts.sort_by_key(idle);
-        verdicts.truncate(MAX_VERDICTS);
+        let mut verdicts = self.chain.fitting(verdicts);
         verdicts.sort_by_key(|signed| audit::key(signed));
         verdicts.into_iter().cloned().collect()
     }

@@ -130,6 +130,8 @@ cheats! {
     GuessingAuditor => lying_auditor::Guesser::default();
     /// Says of whatever it audits that it differs.
     FalseAccuser => lying_auditor::LyingAuditor::Accuser;
+    /// Says of whatever it audits that nothing was opened to it.
+    DeafAuditor => lying_auditor::LyingAuditor::Deaf;
     /// Claims work that it did not do, covers other liars and accuses the honest.
     Colluder => lying_auditor::LyingAuditor::Colluder;
     /// Claims ten times the speed that it has.

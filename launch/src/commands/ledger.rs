@@ -208,7 +208,7 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         let members: Vec<_> = ledger.accounts.iter().map(|account| json!({
             "id": account.id, "address": account.address, "tokens": account.tokens, "provisional": points(account.provisional_points()),
             "vested": points(account.vested), "slashed": points(account.slashed), "unpaid": points(account.unpaid), "paid": 0, "strikes": account.strikes,
-            "audits": account.audits, "proven_by": account.proven_by.len(),
+            "audits": account.audits, "proofs": account.proofs,
         })).collect();
         return print_json(&json!({"round": round, "issued": points(ledger.issued), "members": members}));
     }
@@ -217,11 +217,11 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         thousands(ledger.issued)
     );
     println!(
-        "  member            tokens  provisional       vested      slashed       unpaid  strikes  audits  proven by  address"
+        "  member            tokens  provisional       vested      slashed       unpaid  strikes  audits  proofs  address"
     );
     for account in &ledger.accounts {
         println!(
-            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {:>6}  {:>9}  {}",
+            "  {}  {:>12}  {:>11}  {:>11}  {:>11}  {:>11}  {:>7}  {:>6}  {:>6}  {}",
             account.id.short(),
             thousands(account.tokens),
             thousands(account.provisional_points()),
@@ -230,15 +230,13 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
             thousands(account.unpaid),
             account.strikes,
             account.audits,
-            account.proven_by.len(),
+            account.proofs,
             account.address
         );
     }
-    let waits = |account: &&Account| account.proven_by.len() < PROOFS && account.provisional_points() > 0;
+    let waits = |account: &&Account| account.proofs < PROOFS && account.provisional_points() > 0;
     if ledger.accounts.iter().any(|account| waits(&account)) {
-        println!(
-            "points vest once {PROOFS} auditors have proven a member's work, or everyone else where fewer are there"
-        );
+        println!("points vest once {PROOFS} audits have proven a member's work");
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ fn auditors(weights: &[u64]) -> (Vec<(PeerId, VrfKeys)>, Auditable) {
         weights,
         answered: Vec::new(),
         work: Vec::new(),
+        judged: Vec::new(),
         accused: Vec::new(),
     };
     let keys = keys.iter().map(|keys| (keys.id(), VrfKeys::derive(keys))).collect();

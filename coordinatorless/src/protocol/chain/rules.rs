@@ -1,6 +1,6 @@
 //! The rules that follow from the chain alone, each checked by itself: what a record may count, change, decide and draw.
 
-use super::{ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CARRIED, MAX_CHANGES, MAX_EVIDENCE, MAX_VERDICTS, subject};
+use super::{ChainState, EVIDENCE_ROUNDS, JOIN_ROUNDS, MAX_CARRIED, MAX_CHANGES, MAX_EVIDENCE, subject};
 use crate::agreement::Agreement;
 use crate::config::RunConfig;
 use crate::protocol::assignment::Assignment;
@@ -199,7 +199,7 @@ impl ChainState {
         equal("state_root", &self.state_root(), &record.state_root)?;
         equal("ledger_root", &self.ledger.root(), &record.ledger_root)?;
         if record.changes.len() > MAX_CHANGES
-            || record.verdicts.len() > MAX_VERDICTS
+            || self.fitting(&record.verdicts).len() < record.verdicts.len()
             || record.evidence.len() > MAX_EVIDENCE
             || record.speeds.len() > speed::MAX_TESTS
         {

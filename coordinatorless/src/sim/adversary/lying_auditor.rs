@@ -14,6 +14,8 @@ pub(in crate::sim) enum LyingAuditor {
     Lazy,
     /// That it differs, whatever it is.
     Accuser,
+    /// That nothing was opened to it, whatever it is.
+    Deaf,
     /// That it agrees where a liar claims it, that it differs where an honest member does; and it claims work that it did not do.
     Colluder,
 }
@@ -57,7 +59,7 @@ impl Adversary for LyingAuditor {
     fn hears(&mut self, stage: &mut Stage<'_>, event: Event) -> Vec<Event> {
         match self {
             Self::Colluder => FalseWork::Always.hears(stage, event),
-            Self::Lazy | Self::Accuser => vec![event],
+            Self::Lazy | Self::Accuser | Self::Deaf => vec![event],
         }
     }
 
@@ -69,6 +71,7 @@ impl Adversary for LyingAuditor {
         match self {
             Self::Lazy => Vec::new(),
             Self::Colluder if friend => Self::says(stage, order, Finding::Agrees),
+            Self::Deaf => Self::says(stage, order, Finding::Unanswered),
             Self::Accuser | Self::Colluder => Self::says(stage, order, Finding::Differs),
         }
     }

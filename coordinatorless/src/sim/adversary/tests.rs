@@ -292,6 +292,36 @@ fn a_false_accuser_pays_with_its_place_and_a_lazy_auditor_with_nothing() {
 }
 
 #[test]
+fn who_says_that_the_honest_opened_nothing_costs_them_nothing() {
+    for seed in 1..=4 {
+        let kind = LiarKind::DeafAuditor;
+        let mut scenario = seven(
+            seed,
+            vec![Liars {
+                kind,
+                peers: vec![5, 6],
+            }],
+        );
+        (scenario.rounds, scenario.limit_secs) = (60, 3600.0);
+        scenario.verification.audit_permille = 500;
+        let world = played(&scenario);
+        let said = |decided: &Decided| {
+            let silent = |one: &&SignedVerdict| one.verdict.draw == 0 && one.verdict.finding == Finding::Unanswered;
+            decided.record.verdicts.iter().filter(silent).count()
+        };
+        assert!(
+            world.records(0).map(said).sum::<usize>() > 20,
+            "seed {seed}: it was heard"
+        );
+        for peer in 0..5 {
+            let account = world.chain(0).unwrap().ledger.get(&scenario.keys(peer).id()).unwrap();
+            assert_eq!((account.unpaid, account.strikes), (0, 0), "seed {seed}, peer {peer}");
+            assert!(account.vested > 0, "seed {seed}, peer {peer}");
+        }
+    }
+}
+
+#[test]
 fn who_says_that_all_agrees_without_a_look_is_neither_heard_nor_paid() {
     let (mut refused, mut honest) = (0, 0);
     for seed in 1..=4 {
