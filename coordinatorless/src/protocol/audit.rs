@@ -433,9 +433,11 @@ fn judge(state: &mut ChainState, config: &RunConfig, now: Round, notices: &mut V
                     round,
                     finding: outcome,
                 });
-                // Who was there when everyone began to ask, and is.
-                let there =
-                    |one: &Member| one.standing == Standing::Active && one.uncounted == 0 && one.worked_in(open.since);
+                // Who was there when everyone began to ask, and is. What this record counts is noted after it.
+                let there = |one: &Member| {
+                    let then = open.since == now || one.worked_in(open.since);
+                    one.standing == Standing::Active && one.uncounted == 0 && then
+                };
                 if state.member(&member).is_some_and(there) {
                     let why = "three times it opened nothing, or told no steps or others than it took, says more than a third of the weight";
                     strike(state, config, now, member, round, why, notices);
