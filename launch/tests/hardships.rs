@@ -161,7 +161,7 @@ fn one_of_four_is_frozen_or_loses_its_disk_and_the_others_go_on() {
     leave(home, "a", a);
 }
 
-/// Rounds as long as their time to train, so that the ten seconds that who is gone has to come back are seven of them.
+/// Rounds as long as their time to train, so that the fourteen in which who is gone is asked take more than the ten seconds it has to come back.
 const AUDITED: &str = r#"
 max_inner_steps = 400
 [membership]
