@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::audits::{Asking, Audit};
 use super::restore::read_chain;
 use super::speeds::{AT_ONCE, Looked};
-use super::transfer::Wanted;
+use super::transfer::{Wanted, there_first};
 use super::{ACCUMULATOR_BRANCHES, Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
 use crate::net::NetEvent;
 use crate::protocol::clock::Clock;
@@ -520,17 +520,12 @@ impl Driver {
     }
 
     /// Who may hold blobs: the members, and whoever is linked.
+    /// Everyone else who may have something: first those with whom there is a link, and each peer begins with another one.
     pub(super) fn others(&self) -> Vec<PeerId> {
-        let me = self.keys.id();
-        let linked = self.node.net.connected();
-        let all: BTreeSet<PeerId> = self
-            .members
-            .iter()
-            .copied()
-            .chain(linked)
-            .filter(|id| *id != me)
-            .collect();
-        all.into_iter().collect()
+        let net = &self.node.net;
+        let all: BTreeSet<PeerId> = self.members.iter().copied().chain(net.connected()).collect();
+        let after = all.range(self.keys.id()..);
+        there_first(net, after.chain(&all).copied())
     }
 
     async fn report(&mut self) -> Result<(), NodeError> {

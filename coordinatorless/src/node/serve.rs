@@ -136,14 +136,15 @@ impl Driver {
         let snapshots = transfer::snapshots(&self.node.store);
         keep.extend(snapshots.iter().map(|entry| entry.model_root));
         keep.extend(self.accumulators.iter().map(|(_, _, root)| root));
-        for (i, snapshot) in snapshots.iter().enumerate() {
+        let bases = bases(&snapshots, self.kept(), self.node.config.run.storage.snapshot_rounds);
+        for (i, (branch, base)) in bases.iter().enumerate() {
             // Of a branch that may be gone back to: up to where it was left. The rest follows from the next snapshot.
-            let next = snapshots.get(i + 1).map(|next| next.round);
-            let mut at = snapshot.round.next();
+            let next = bases.get(i + 1).map(|next| next.1);
+            let mut at = base.next();
             while next.is_none_or(|next| at <= next)
                 && let Some(decided) = self.node.store.record(at)?
             {
-                if i + self.kept() < snapshots.len() && decided.record.slot.branch != snapshot.branch {
+                if i + self.kept() < bases.len() && decided.record.slot.branch != *branch {
                     break;
                 }
                 for one in &decided.record.contributions {
@@ -157,6 +158,15 @@ impl Driver {
         self.node.net.retain(keep);
         Ok(())
     }
+}
+
+/// What models are built from: the snapshots that are held and, as long as it is one of the last `kept`, the start of the run, which
+/// needs no file.
+fn bases(snapshots: &[SnapshotEntry], kept: usize, spacing: u64) -> Vec<(Branch, Round)> {
+    let young = snapshots.len() < kept && snapshots.first().is_none_or(|first| first.round.0 <= spacing);
+    let start = young.then_some((0, Round(0)));
+    let held = snapshots.iter().map(|entry| (entry.branch, entry.round));
+    start.into_iter().chain(held).collect()
 }
 
 fn snapshot_file(folder: &Path, entry: &SnapshotEntry) -> PathBuf {
@@ -231,6 +241,20 @@ mod tests {
         let mut all: Vec<SnapshotEntry> = (1..=12).map(|i| at(0, i * 4)).collect();
         superseded(&mut all, 2, 64, |_| true);
         assert_eq!(all.len(), MAX_YOUNG);
+    }
+
+    #[test]
+    fn what_was_counted_before_the_first_snapshot_stays_until_the_second() {
+        let rounds = |entries: &[SnapshotEntry], kept| {
+            let bases = bases(entries, kept, 8);
+            bases.iter().map(|(_, round)| round.0).collect::<Vec<_>>()
+        };
+        assert_eq!(rounds(&[], 2), [0]);
+        assert_eq!(rounds(&[at(0, 8)], 2), [0, 8]);
+        assert_eq!(rounds(&[at(0, 8), at(0, 16)], 2), [8, 16]);
+        assert_eq!(rounds(&[at(0, 8), at(0, 16)], 3), [0, 8, 16], "overlap keeps one more");
+        // Who joined later has one snapshot, and nothing from before it.
+        assert_eq!(rounds(&[at(0, 800)], 2), [800]);
     }
 
     #[test]

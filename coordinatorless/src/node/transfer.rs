@@ -1,9 +1,11 @@
 //! Bytes in and out: contributions fetched from several providers and checked, models rebuilt from snapshots.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::{Check, ModelSource, Opened, Step, leaf_ranges};
 use crate::net::{Net, Request, Response, SnapshotInfo};
@@ -17,6 +19,9 @@ const SHARD_DEADLINE: Duration = Duration::from_secs(10);
 /// Between attempts to fetch what a decided record counted, and how long they go on.
 const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Contributions fetched at once of one record, and records at once: over a slow link most of the time is waiting.
+const AT_ONCE: usize = 8;
+const RECORDS_AT_ONCE: usize = 4;
 /// How long a peer may take to name its snapshot, how many are asked, and what is too long to be a model.
 const ANSWER: Duration = Duration::from_secs(5);
 const MAX_ASKED: usize = 8;
@@ -109,32 +114,41 @@ pub async fn want(net: Net, commit: Commit, providers: Vec<PeerId>, check: Check
 /// Gathers what a decided record counted, from its voters and anyone else. It was certified, so more than a third of the honest
 /// weight held it then (R11); after two snapshots everyone may have let it go, and a snapshot is the way to get on.
 pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Result<Step, String> {
-    let mut shards = Vec::with_capacity(decided.record.contributions.len());
-    for one in &decided.record.contributions {
-        let voters = decided.certificate.votes.iter().map(|(id, _)| *id);
-        let mut providers: Vec<PeerId> = std::iter::once(one.member)
-            .chain(voters)
-            .chain(others.iter().copied())
-            .collect();
-        providers.retain(|id| *id != net.id());
-        let began = Instant::now();
-        let bytes = loop {
-            match fetch_contribution(net, &one.commit, &providers).await {
-                Ok(bytes) => break bytes,
-                Err(reason) if began.elapsed() > PATIENCE => {
-                    let (round, member) = (decided.record.slot.round, one.member.short());
-                    return Err(format!(
-                        "the contribution of {member} to round {round} cannot be had: {reason}"
-                    ));
-                }
-                Err(_) => tokio::time::sleep(PAUSE).await,
-            }
-            let by = 1.min(providers.len());
-            providers.rotate_left(by);
-        };
-        shards.push(bytes);
-    }
+    let counted = decided.record.contributions.clone().into_iter();
+    let each = counted.map(|one| gather_one(net, &decided, one, others));
+    let shards = stream::iter(each).buffered(AT_ONCE).try_collect().await?;
     Ok(Step { decided, shards })
+}
+
+/// One of them. Whoever is gone costs seconds each time it is asked, so those with whom there is a link come first.
+async fn gather_one(net: &Net, decided: &Decided, one: Contribution, others: &[PeerId]) -> Result<Vec<Bytes>, String> {
+    let voters = decided.certificate.votes.iter().map(|(id, _)| *id);
+    let all = std::iter::once(one.member).chain(voters).chain(others.iter().copied());
+    let mut providers = there_first(net, all);
+    let began = Instant::now();
+    loop {
+        match fetch_contribution(net, &one.commit, &providers).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(reason) if began.elapsed() > PATIENCE => {
+                let (round, member) = (decided.record.slot.round, one.member.short());
+                return Err(format!(
+                    "the contribution of {member} to round {round} cannot be had: {reason}"
+                ));
+            }
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+        let by = 1.min(providers.len());
+        providers.rotate_left(by);
+    }
+}
+
+/// Each peer once and without this one, in the order given, but those with whom there is a link at this moment first.
+pub(super) fn there_first(net: &Net, peers: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
+    let there: BTreeSet<PeerId> = net.connected().into_iter().collect();
+    let mut seen = BTreeSet::from([net.id()]);
+    let mut peers: Vec<PeerId> = peers.into_iter().filter(|id| seen.insert(*id)).collect();
+    peers.sort_by_key(|id| !there.contains(id));
+    peers
 }
 
 /// Rounds that may be bridged by contributions: everyone keeps those since the last snapshot but one (R17).
@@ -143,8 +157,8 @@ pub fn reach(spacing: u64) -> u64 {
 }
 
 /// The model after `round`: from the newest snapshot at or before it that can be had, and the counted bytes since. First with what
-/// is known here, if that is near enough; else with snapshots that others offer and the chain certifies. `spacing` is the run's
-/// `snapshot_rounds`: everyone keeps what was counted since the last snapshot but one (R17), so a longer way is not worth trying.
+/// is known here, unless a nearer snapshot must exist by now; else with those that others offer and the chain certifies. `spacing` is the
+/// run's `snapshot_rounds`: everyone keeps what was counted since the last snapshot but one (R17), so a longer way is not worth trying.
 pub async fn model_source(
     net: &Net,
     store: &Store,
@@ -152,9 +166,10 @@ pub async fn model_source(
     others: &[PeerId],
     spacing: u64,
 ) -> Result<ModelSource, String> {
-    let near = |base: Round| round.0.saturating_sub(base.0) <= reach(spacing);
+    let newest = |usable: &[SnapshotEntry]| usable.last().map_or(Round(0), |newest| newest.round);
+    let away = |base: Round| round.0.saturating_sub(base.0);
     let mut usable = usable(store, round, snapshots(store));
-    if usable.last().map_or(near(Round(0)), |newest| near(newest.round)) {
+    if away(newest(&usable)) <= spacing {
         match source_from(net, store, round, others, usable.clone()).await {
             Ok(source) => return Ok(source),
             Err(reason) => tracing::debug!(reason, "not from what is known here"),
@@ -163,8 +178,8 @@ pub async fn model_source(
     // The chain goes on meanwhile: a snapshot counts once the record after it is known.
     usable.extend(offered_snapshots(net, store, round.previous(), others).await);
     let usable = self::usable(store, round, usable);
-    let newest = usable.last().map_or(Round(0), |newest| newest.round);
-    if !near(newest) {
+    let newest = newest(&usable);
+    if away(newest) > reach(spacing) {
         return Err(format!(
             "the newest snapshot to be had is of round {newest}, and round {round} is too far from it"
         ));
@@ -199,16 +214,12 @@ async fn source_from(
             }
         }
     }
-    let mut steps = Vec::new();
-    let mut at = base.0.next();
-    while at <= round {
-        let decided = store
-            .record(at)
-            .map_err(|error| error.to_string())?
-            .ok_or(format!("record {at} is missing"))?;
-        steps.push(gather(net, Arc::new(decided), others).await?);
-        at = at.next();
-    }
+    let since = (base.0.next().0..=round.0).map(Round).map(|at| async move {
+        let decided = store.record(at).map_err(|error| error.to_string())?;
+        let decided = decided.ok_or(format!("record {at} is missing"))?;
+        gather(net, Arc::new(decided), others).await
+    });
+    let steps = stream::iter(since).buffered(RECORDS_AT_ONCE).try_collect().await?;
     Ok(ModelSource {
         snapshot: base.1,
         round: base.0,
@@ -218,9 +229,11 @@ async fn source_from(
 
 /// The newest snapshot up to `at_most` of each peer that answers; only roots that a certified record names are worth anything.
 pub async fn offered_snapshots(net: &Net, store: &Store, at_most: Round, peers: &[PeerId]) -> Vec<SnapshotEntry> {
+    let asked = peers.iter().take(MAX_ASKED);
+    let asked = asked.map(|peer| net.request(*peer, Request::Snapshot { at_most }, ANSWER));
     let mut offered = Vec::new();
-    for peer in peers.iter().take(MAX_ASKED) {
-        let Ok(Response::Snapshot(info)) = net.request(*peer, Request::Snapshot { at_most }, ANSWER).await else {
+    for answer in futures::future::join_all(asked).await {
+        let Ok(Response::Snapshot(info)) = answer else {
             continue;
         };
         let after = Round(info.round.0.saturating_add(1));
