@@ -176,13 +176,18 @@ pub struct VerificationConfig {
 }
 
 impl VerificationConfig {
-    /// What a round that was drawn and not opened costs, in what it claimed: it stands for those that were not drawn, of which there are `1/p` for
-    /// each that was, four times over, as not every lot falls to who is honest and looks.
+    /// What a round that was drawn and not opened costs, in what it claimed ([`unopened_costs`]).
     pub fn unopened_costs(&self) -> u64 {
-        match self.audit_permille {
-            0 => 1,
-            permille => 4000_u64.div_ceil(u64::from(permille)),
-        }
+        unopened_costs(self.audit_permille)
+    }
+}
+
+/// What a round that was drawn and not opened costs, in what it claimed: it stands for those that were not drawn, of which there are `1/p` for
+/// each that was, four times over, as not every lot falls to who is honest and looks.
+pub fn unopened_costs(audit_permille: u32) -> u64 {
+    match audit_permille {
+        0 => 1,
+        permille => 4000_u64.div_ceil(u64::from(permille)),
     }
 }
 

@@ -32,7 +32,7 @@
 
 use std::fmt;
 
-use crate::config::{RewardConfig, VerificationConfig};
+use crate::config::{RewardConfig, VerificationConfig, unopened_costs};
 use crate::ledger::PROOFS;
 
 /// The surety with which a cheat is said to be caught within some rounds.
@@ -193,12 +193,9 @@ impl Economics {
     /// What who opens nothing is paid of what it claims (condition 6).
     #[must_use]
     pub fn hidden(&self) -> f64 {
-        let verification = VerificationConfig {
-            audit_permille: (self.audit_rate * 1000.0).round() as u32,
-            ..VerificationConfig::default()
-        };
+        let costs = unopened_costs((self.audit_rate * 1000.0).round() as u32);
         let unvested = (self.vesting_rounds - 2.0 * self.verdict_rounds).max(0.0);
-        let rounds = unvested.min(verification.unopened_costs() as f64);
+        let rounds = unvested.min(costs as f64);
         let one_name = (1.0 - self.caught()).powf(rounds);
         one_name.max(self.names()) + self.accomplices(self.audit_rate)
     }

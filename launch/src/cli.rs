@@ -138,6 +138,9 @@ pub struct AuditArgs {
     /// Whose round: its id, or how that begins.
     #[arg(long, value_name = "M", requires = "round")]
     pub member: Option<String>,
+    /// Fetch from peers of the run, while they run, what the directory lacks for that.
+    #[arg(long, requires = "round")]
+    pub fetch: bool,
     #[command(flatten)]
     pub source: ModelArgs,
     /// Refuse a text that continues anything but this.

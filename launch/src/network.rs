@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -60,9 +61,29 @@ pub async fn start(
     local: &PeerFile,
     ticket: Option<&Ticket>,
 ) -> Result<(Net, mpsc::Receiver<NetEvent>)> {
-    let known = known(dir, local, ticket);
+    listen(config(dir, run, keys.secret(), local, ticket)?).await
+}
+
+/// A stranger's endpoint beside a peer that may be live, on another port: to fetch what peers of the run give to anyone. What comes lies in
+/// `folder`.
+///
+/// # Errors
+/// As for [`start`].
+pub async fn visit(dir: &PeerDir, folder: &Path, run: RunId) -> Result<Net> {
+    let local = dir.peer_file()?;
     let config = NetConfig {
-        secret: keys.secret(),
+        bind: local.bind.map(|bind| SocketAddr::new(bind.ip(), 0)),
+        dir: folder.to_owned(),
+        ..config(dir, run, rand::random(), &local, None)?
+    };
+    // Whoever calls or says anything is not heard.
+    Ok(listen(config).await?.0)
+}
+
+fn config(dir: &PeerDir, run: RunId, secret: [u8; 32], local: &PeerFile, ticket: Option<&Ticket>) -> Result<NetConfig> {
+    let known = known(dir, local, ticket);
+    Ok(NetConfig {
+        secret,
         run,
         bind: local.bind,
         relay: relay(local.relay.as_deref())?,
@@ -70,10 +91,12 @@ pub async fn start(
         max_upload: local.max_upload.map(|bytes| bytes.0),
         max_download: local.max_download.map(|bytes| bytes.0),
         known: known.iter().filter_map(PeerAddr::to_endpoint).collect(),
-    };
-    let at = local
-        .bind
-        .map_or("any port".to_owned(), |bind: SocketAddr| bind.to_string());
+    })
+}
+
+async fn listen(config: NetConfig) -> Result<(Net, mpsc::Receiver<NetEvent>)> {
+    let bind = config.bind;
+    let at = bind.map_or("any port".to_owned(), |bind| bind.to_string());
     Net::start(config)
         .await
         .map_err(|error| usage(format!("cannot listen on {at}: {error}")))

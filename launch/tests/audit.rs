@@ -5,8 +5,9 @@
 mod common;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use common::{SMALL, events, json, murmur, refused, stderr};
+use common::{SMALL, events, json, leave, murmur, refused, stderr, up};
 use serde_json::Value;
 
 /// Rounds so short that a dispute takes seconds, every contribution audited, everything kept from the genesis on.
@@ -39,7 +40,7 @@ fn cheated_among(home: &Path, kind: &str, peers: &str) -> Value {
     json(&output)
 }
 
-fn audit(demo: &Path, dir: &str, round: &Value, member: &str) -> (Option<i32>, Value, String) {
+fn audit(demo: &Path, dir: &str, round: &Value, member: &str, more: &[&str]) -> (Option<i32>, Value, String) {
     let round = round.to_string();
     let args = [
         "audit",
@@ -55,7 +56,7 @@ fn audit(demo: &Path, dir: &str, round: &Value, member: &str) -> (Option<i32>, V
         "1",
         "--json",
     ];
-    let output = murmur(demo, &args);
+    let output = murmur(demo, &[&args, more].concat());
     let code = output.status.code();
     let found = if output.stdout.is_empty() {
         Value::Null
@@ -87,7 +88,7 @@ fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_b
     auditors.dedup();
     assert!(auditors.len() >= 2, "{lines:?}");
     for dir in &auditors {
-        let (code, found, said) = audit(&demo, dir, round, &cheat[..12]);
+        let (code, found, said) = audit(&demo, dir, round, &cheat[..12], &[]);
         assert_eq!(
             (code, found["verdict"].as_str()),
             (Some(1), Some("differs")),
@@ -111,14 +112,30 @@ fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_b
         assert!(steps.contains(&&Value::from(1)), "{found}");
         assert_eq!(found["steps_agree"], 1, "{found}");
     }
-    // The newcomer came too late to have audited it, lacks what was opened, and says so.
+    // The newcomer came too late to have audited it, lacks what was opened, and says so; it gets that from an auditor that runs.
     if !auditors.contains(&"newcomer") {
-        let (code, found, said) = audit(&demo, "newcomer", round, cheat);
+        let (code, found, said) = audit(&demo, "newcomer", round, cheat, &[]);
+        assert_eq!((code, &found), (Some(1), &Value::Null), "{said}");
+        for words in ["accumulator", "whoever has audited", "--fetch"] {
+            assert!(said.contains(words), "{said}");
+        }
+        let (code, found, said) = audit(&demo, "newcomer", round, cheat, &["--fetch"]);
         assert_eq!((code, &found), (Some(1), &Value::Null), "{said}");
         assert!(
-            said.contains("accumulator") && said.contains("whoever has audited"),
+            said.contains("cannot be had") && said.contains("while they run"),
             "{said}"
         );
+        let running = up(&demo, auditors[0], &["peer"]);
+        let begun = Instant::now();
+        while events(&demo, auditors[0], "started").len() < 2 && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let (code, found, said) = audit(&demo, "newcomer", round, cheat, &["--fetch"]);
+        let verdict = (code, found["verdict"].as_str());
+        assert_eq!(verdict, (Some(1), Some("differs")), "{found} {said}");
+        let recorded = found["recorded"][0]["rel_l2"].as_f64().unwrap();
+        assert!((recorded - found["rel_l2"].as_f64().unwrap()).abs() < 1e-3, "{found}");
+        leave(&demo, auditors[0], running);
     }
     // An honest member's own round agrees, in words too.
     let honest = peers[0]["id"].as_str().unwrap();
@@ -128,7 +145,7 @@ fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_b
         .rev()
         .find(|line| line["tokens_by"].get(honest).is_some())
         .unwrap()["round"];
-    let (code, found, said) = audit(&demo, "peer-1", last, honest);
+    let (code, found, said) = audit(&demo, "peer-1", last, honest, &[]);
     assert_eq!(
         (code, found["verdict"].as_str()),
         (Some(0), Some("agrees")),

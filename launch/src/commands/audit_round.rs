@@ -2,34 +2,30 @@
 //!
 //! Nobody's word is taken: the chain is replayed from genesis, the model is built from a snapshot that the chain certifies and the
 //! contributions counted since, and the member's accumulators are the blobs that its signed commit names. Those are held by the member itself
-//! and by whoever has audited it; everything else by every peer, for two snapshots' time (R17).
+//! and by whoever has audited it; everything else by every peer, for two snapshots' time (R17). `--fetch` gets from them what the directory lacks.
 
-use std::path::Path;
-use std::sync::Arc;
+mod held;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use bytes::Bytes;
 use coordinatorless::config::RunConfig;
-use coordinatorless::net::BlobsAtRest;
-use coordinatorless::node::{ModelSource, Opened, Step, leaf_count, leaf_ranges};
 use coordinatorless::protocol::chain::ChainState;
 use coordinatorless::protocol::event::AuditOrder;
 use coordinatorless::protocol::replayed;
 use coordinatorless::protocol::sync::{branch_base, verify_next};
 use coordinatorless::protocol::train_order;
 use coordinatorless::store::Store;
-use coordinatorless::types::{Decided, Finding, Hash, PeerId, Round, SignedVerdict};
+use coordinatorless::types::{Decided, Finding, PeerId, Round, SignedVerdict};
 use coordinatorless::wire::Scheme;
 use gradient_verify::{Replay, explain, judge};
 use serde_json::json;
-use tempfile::TempDir;
 use trainer::local::set_threads;
 use trainer::model::Model;
 
+use self::held::Held;
 use super::ledger::bare;
 use super::print_json;
-use crate::accumulators;
 use crate::cli::AuditArgs;
 use crate::device::{device, threads};
 use crate::failure::usage;
@@ -48,10 +44,10 @@ pub fn run(round: u64, member: &str, args: &AuditArgs) -> Result<()> {
     let threads = threads(args.threads)?;
     let records = bare::open(dir.path()).map_err(usage)?;
     let mut found = find(&config, &records.store, round, member)?;
-    let held = Held::open(&dir)?;
+    let held = Held::open(&dir, &config, args.fetch.then(|| found.likely()))?;
     let source = held.model_after(&records.store, found.order.work.base, round)?;
     let commit = &found.order.contribution.commit;
-    let shards = held.all(&commit.shards).with_context(|| {
+    let shards = held.shards(commit).with_context(|| {
         format!(
             "the contribution of {} to round {round}",
             found.order.contribution.member.short()
@@ -91,6 +87,23 @@ struct Found {
     verdicts: Vec<(Round, SignedVerdict)>,
     /// From what followed which leaves they opened.
     leaf_seeds: Vec<[u8; 32]>,
+    /// Who takes part by now.
+    members: Vec<PeerId>,
+}
+
+impl Found {
+    /// Who may hold what was opened, the likeliest first: whoever audited it, other members, the member itself.
+    fn likely(&self) -> Vec<PeerId> {
+        let auditors = self.verdicts.iter().map(|(_, one)| one.auditor);
+        let mut likely: Vec<PeerId> = Vec::new();
+        for id in auditors.chain(self.members.iter().copied()) {
+            if id != self.order.contribution.member && !likely.contains(&id) {
+                likely.push(id);
+            }
+        }
+        likely.push(self.order.contribution.member);
+        likely
+    }
 }
 
 /// Replays the chain from genesis, every rule checked, up to the end: verdicts come in later records.
@@ -131,6 +144,7 @@ fn find(config: &RunConfig, store: &Store, round: Round, member: &str) -> Result
         order,
         verdicts,
         leaf_seeds: leaf_seeds.into_iter().collect(),
+        members: state.agreed.members.iter().map(|member| member.id).collect(),
     })
 }
 
@@ -171,137 +185,6 @@ fn ordered(config: &RunConfig, state: &ChainState, decided: &Decided, member: &s
         accusation: None,
         leaf_seed: [0; 32],
     })
-}
-
-/// What a directory holds besides its records.
-struct Held<'a> {
-    dir: &'a PeerDir,
-    runtime: tokio::runtime::Runtime,
-    blobs: BlobsAtRest,
-    // Goes after the store that reads it.
-    _copy: TempDir,
-}
-
-impl<'a> Held<'a> {
-    /// Opens a copy of the blobs' index: the peer may be live, and what is only read must stay as it is.
-    fn open(dir: &'a PeerDir) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let copy = tempfile::tempdir().context("no temporary folder for a copy of the blobs' index")?;
-        copy_folder(&dir.path().join("blobs"), copy.path()).context("the blobs cannot be read")?;
-        let blobs = runtime.block_on(BlobsAtRest::open(copy.path()))?;
-        Ok(Self {
-            dir,
-            runtime,
-            blobs,
-            _copy: copy,
-        })
-    }
-
-    fn blob(&self, hash: Hash) -> Option<Bytes> {
-        self.runtime.block_on(self.blobs.get(hash))
-    }
-
-    fn all(&self, hashes: &[Hash]) -> Result<Vec<Bytes>> {
-        let each = hashes.iter().map(|hash| {
-            self.blob(*hash).ok_or_else(|| {
-                anyhow!(
-                    "blob {} is not in this directory (any more): peers keep what was counted for two snapshots",
-                    hash.short()
-                )
-            })
-        });
-        each.collect()
-    }
-
-    /// The model that `round` was trained from, which is that after `base`: the newest snapshot up to there that the chain certifies, and
-    /// what was counted since.
-    fn model_after(&self, store: &Store, base: Round, round: Round) -> Result<ModelSource> {
-        let record =
-            |at: Round| -> Result<Decided> { store.record(at)?.with_context(|| format!("record {at} is missing")) };
-        let mut source = ModelSource {
-            snapshot: None,
-            round: Round(0),
-            steps: Vec::new(),
-        };
-        let mut at = base;
-        while at > Round(0) {
-            let root = record(at.next())?.record.model_root;
-            let path = self.dir.snapshots().join(format!("{root}.safetensors"));
-            if let Ok(bytes) = std::fs::read(path) {
-                (source.snapshot, source.round) = (Some(Bytes::from(bytes)), at);
-                break;
-            }
-            at = at.previous();
-        }
-        while at < base {
-            at = at.next();
-            let decided = Arc::new(record(at)?);
-            let each = decided
-                .record
-                .contributions
-                .iter()
-                .map(|one| self.all(&one.commit.shards));
-            let shards = each.collect::<Result<_>>().with_context(|| {
-                format!("the model that round {round} was trained from cannot be built: round {at}")
-            })?;
-            source.steps.push(Step { decided, shards });
-        }
-        Ok(source)
-    }
-
-    /// What this directory has of the accumulators that the commit names: all of both, or the leaves that some auditor opened.
-    fn opened(&self, kit: &Kit, found: &mut Found) -> Result<Opened> {
-        let commit = found.order.contribution.commit.clone();
-        let zero = kit.config.verification.accumulator_zero;
-        let file = |root: Hash| std::fs::read(accumulators::find(&self.dir.accumulators(), root)?).ok();
-        let whole = |root: Hash| self.blob(root).or_else(|| file(root).map(Bytes::from));
-        let roots = [commit.accumulator_before, commit.accumulator_after];
-        let both = |one: &dyn Fn(Hash) -> Option<Bytes>| {
-            let [before, after] = roots.map(|root| if root == zero { Some(Bytes::new()) } else { one(root) });
-            before.zip(after)
-        };
-        if let Some((before, after)) = both(&whole) {
-            return Ok(Opened::Whole(before, after));
-        }
-        let bytes = 4 * kit.layout.total as u64;
-        for seed in found.leaf_seeds.clone() {
-            found.order.leaf_seed = seed;
-            let Some(leaves) = found.order.leaves(leaf_count(bytes)) else {
-                break;
-            };
-            let ranges = leaf_ranges(&leaves, bytes);
-            let proven = |root: Hash| self.runtime.block_on(self.blobs.ranges(root, &ranges));
-            if let Some((before, after)) = both(&proven) {
-                return Ok(Opened::Leaves(before, after));
-            }
-        }
-        let root = roots.into_iter().find(|root| *root != zero).unwrap_or(zero);
-        Err(anyhow!(
-            "accumulator {} is not in this directory: the member itself and whoever has audited this round hold it, or what was opened of it",
-            root.short()
-        ))
-    }
-}
-
-/// Files by hard link where they are only read; the index, which the store may write to, in full.
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
-        let (path, target) = {
-            let entry = entry?;
-            (entry.path(), to.join(entry.file_name()))
-        };
-        if path.is_dir() {
-            std::fs::create_dir_all(&target)?;
-            copy_folder(&path, &target)?;
-        } else if path.extension().is_none_or(|ending| ending != "data") || std::fs::hard_link(&path, &target).is_err()
-        {
-            std::fs::copy(&path, &target).with_context(|| format!("cannot copy {}", path.display()))?;
-        }
-    }
-    Ok(())
 }
 
 /// The member's trace against the replay's, where this directory knows it: the member's own, or shown by an auditor that agreed.

@@ -235,7 +235,8 @@ fn show(dir: &PeerDir, json: bool) -> Result<()> {
         );
     }
     let waits = |account: &&Account| account.proofs < PROOFS && account.provisional_points() > 0;
-    if ledger.accounts.iter().any(|account| waits(&account)) {
+    let audited = dir.run_config()?.verification.audit_permille > 0;
+    if audited && ledger.accounts.iter().any(|account| waits(&account)) {
         println!("points vest once {PROOFS} audits have proven a member's work");
     }
     Ok(())
