@@ -175,8 +175,10 @@ pub async fn model_source(
             Err(reason) => tracing::debug!(reason, "not from what is known here"),
         }
     }
-    // The chain goes on meanwhile: a snapshot counts once the record after it is known.
-    usable.extend(offered_snapshots(net, store, round.previous(), others).await);
+    // A snapshot counts once the record after it is known.
+    let certified = store.record(round.next()).ok().flatten().is_some();
+    let at_most = if certified { round } else { round.previous() };
+    usable.extend(offered_snapshots(net, store, at_most, others).await);
     let usable = self::usable(store, round, usable);
     let newest = newest(&usable);
     if away(newest) > reach(spacing) {

@@ -92,16 +92,16 @@ struct Found {
 }
 
 impl Found {
-    /// Who may hold what was opened, the likeliest first: whoever audited it, other members, the member itself.
+    /// Who may hold what was opened, the likeliest first: whoever audited it, the member itself, other members.
     fn likely(&self) -> Vec<PeerId> {
         let auditors = self.verdicts.iter().map(|(_, one)| one.auditor);
+        let member = std::iter::once(self.order.contribution.member);
         let mut likely: Vec<PeerId> = Vec::new();
-        for id in auditors.chain(self.members.iter().copied()) {
-            if id != self.order.contribution.member && !likely.contains(&id) {
+        for id in auditors.chain(member).chain(self.members.iter().copied()) {
+            if !likely.contains(&id) {
                 likely.push(id);
             }
         }
-        likely.push(self.order.contribution.member);
         likely
     }
 }

@@ -156,7 +156,8 @@ impl<'a> Held<'a> {
             return Ok(Opened::Whole(before, after));
         }
         let bytes = 4 * kit.layout.total as u64;
-        for seed in found.leaf_seeds.clone() {
+        let seeds = found.leaf_seeds.clone().into_iter();
+        for seed in seeds.filter(|_| kit.opens_leaves()) {
             found.order.leaf_seed = seed;
             let Some(leaves) = found.order.leaves(leaf_count(bytes)) else {
                 break;
