@@ -331,6 +331,13 @@ impl Net {
         self.inner.links.connected()
     }
 
+    /// Peers to whom some connection is open at this moment: a link, or one for questions or blobs.
+    pub fn reached(&self) -> HashSet<PeerId> {
+        let asked = self.inner.questions.connected().into_iter();
+        let blobs = self.inner.blobs.connected().into_iter();
+        self.connected().into_iter().chain(asked).chain(blobs).collect()
+    }
+
     /// Queues a frame for every member. Never waits; a slow peer loses its oldest frames (1024 frames or 16 MiB wait at most).
     pub fn broadcast(&self, frame: Bytes) {
         self.inner.links.broadcast(&frame);
@@ -378,6 +385,11 @@ impl Net {
     /// Whether a blob is held in full.
     pub async fn has(&self, hash: Hash) -> bool {
         self.inner.blobs.has(hash).await
+    }
+
+    /// Bytes held of a blob, verified: all of it, or what interrupted transfers left.
+    pub async fn held(&self, hash: Hash) -> u64 {
+        self.inner.blobs.held(hash).await
     }
 
     /// Fetches a blob of at most `max_len` bytes from `providers`: from the first that gives it, or, where it is longer than a shard,

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use driver::run;
-pub use transfer::{MAX_SHARD, model_source};
+pub use transfer::{MAX_SHARD, model_source, patience_for, reach, snapshots};
 
 use crate::config::RunConfig;
 use crate::net::{Net, NetError, NetEvent};

@@ -528,6 +528,32 @@ async fn strangers_who_dribble_or_say_nothing_keep_nobody_out_and_are_bounded() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_questions_at_once_share_one_connection() {
+    let mut a = Peer::start(1).await;
+    let c = Peer::start(3).await;
+    c.knows(&a).await;
+    assert!(c.net.reached().is_empty());
+    // As many as one peer may have in work.
+    let ask = || c.net.request(a.id(), Request::Status, SOON);
+    let asked = futures::future::join_all((0..4).map(|_| ask()));
+    let answered = async {
+        for _ in 0..4 {
+            a.next(|event| match event {
+                NetEvent::Request { reply, .. } => reply.send(Response::Unknown).ok(),
+                _ => None,
+            })
+            .await;
+        }
+    };
+    let (answers, ()) = tokio::join!(asked, answered);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(a.net.counters().strangers, 1);
+    // Who answered is reached, though neither keeps a link to the other.
+    assert_eq!(Vec::from_iter(c.net.reached()), [a.id()]);
+    assert!(c.net.connected().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_stranger_sends_and_nobody_reads_is_bounded() {
     let a = Peer::start(1).await;
     let hostile = stranger(9).await;

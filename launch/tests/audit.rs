@@ -135,6 +135,19 @@ fn a_dispute_is_replayed_by_those_who_hold_what_was_opened_and_an_honest_round_b
         assert_eq!(verdict, (Some(1), Some("differs")), "{found} {said}");
         let recorded = found["recorded"][0]["rel_l2"].as_f64().unwrap();
         assert!((recorded - found["rel_l2"].as_f64().unwrap()).abs() < 1e-3, "{found}");
+        // Records are all that one needs to have.
+        let blobs = demo.join("newcomer/blobs");
+        std::fs::remove_dir_all(&blobs).unwrap();
+        std::fs::create_dir(&blobs).unwrap();
+        let own = peers[names.iter().position(|name| *name == auditors[0]).unwrap()]["id"].as_str();
+        let (own, lines) = (own.unwrap(), events(&demo, "newcomer", "round_decided"));
+        let counted = |line: &&Value| line["tokens_by"].get(own).is_some();
+        let last = &lines.iter().rev().find(counted).unwrap()["round"];
+        let (code, _, said) = audit(&demo, "newcomer", last, own, &[]);
+        assert!(code == Some(1) && said.contains("cannot be built"), "{said}");
+        let (code, found, said) = audit(&demo, "newcomer", last, own, &["--fetch"]);
+        let verdict = (code, found["verdict"].as_str());
+        assert_eq!(verdict, (Some(0), Some("agrees")), "{found} {said}");
         leave(&demo, auditors[0], running);
     }
     // An honest member's own round agrees, in words too.

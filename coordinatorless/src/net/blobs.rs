@@ -245,6 +245,17 @@ impl Blobs {
         self.store.has(iroh(hash)).await.unwrap_or(false)
     }
 
+    /// Bytes held of a blob, all or some of it.
+    pub async fn held(&self, hash: Hash) -> u64 {
+        let observed = self.store.observe(iroh(hash)).await;
+        observed.map_or(0, |bitfield| bitfield.total_bytes())
+    }
+
+    /// Peers with a connection for blobs.
+    pub fn connected(&self) -> Vec<PeerId> {
+        self.pool.connected()
+    }
+
     /// Gets a blob: a long one from all providers at once, else from the first that gives it, each for as long as it keeps sending,
     /// all within `deadline`.
     pub async fn fetch(

@@ -137,7 +137,8 @@ pub async fn chain(
         });
     }
     // A young run has no snapshot yet: then everything that was counted is still there.
-    let offered = transfer::offered_snapshots(net, store, state.agreed.round.previous(), peers).await;
+    let (at_most, spacing) = (state.agreed.round.previous(), config.storage.snapshot_rounds);
+    let offered = transfer::offered_snapshots(net, store, at_most, peers, spacing).await;
     transfer::set_snapshots(store, &offered)?;
     Ok(state.agreed.round)
 }

@@ -160,11 +160,15 @@ impl Driver {
     }
 }
 
-/// What models are built from: the snapshots that are held and, as long as it is one of the last `kept`, the start of the run, which
-/// needs no file.
+/// From where contributions are kept: the snapshots that are held, and as long as they are fewer than `kept`, where the one before
+/// them was: the start of the run, or of whoever loaded a model in the middle.
 fn bases(snapshots: &[SnapshotEntry], kept: usize, spacing: u64) -> Vec<(Branch, Round)> {
-    let young = snapshots.len() < kept && snapshots.first().is_none_or(|first| first.round.0 <= spacing);
-    let start = young.then_some((0, Round(0)));
+    let missing = kept.saturating_sub(snapshots.len()) as u64;
+    let first = snapshots
+        .first()
+        .map_or((0, Round(0)), |first| (first.branch, first.round));
+    let before = Round(first.1.0.saturating_sub(missing.saturating_mul(spacing)));
+    let start = (missing > 0).then_some((first.0, before));
     let held = snapshots.iter().map(|entry| (entry.branch, entry.round));
     start.into_iter().chain(held).collect()
 }
@@ -253,8 +257,8 @@ mod tests {
         assert_eq!(rounds(&[at(0, 8)], 2), [0, 8]);
         assert_eq!(rounds(&[at(0, 8), at(0, 16)], 2), [8, 16]);
         assert_eq!(rounds(&[at(0, 8), at(0, 16)], 3), [0, 8, 16], "overlap keeps one more");
-        // Who joined later has one snapshot, and nothing from before it.
-        assert_eq!(rounds(&[at(0, 800)], 2), [800]);
+        assert_eq!(rounds(&[at(0, 16)], 2), [8, 16], "whoever loaded the model of round 9");
+        assert_eq!(rounds(&[at(0, 16)], 3), [0, 16]);
     }
 
     #[test]

@@ -16,16 +16,17 @@ use crate::types::*;
 pub const MAX_SHARD: u64 = 4 << 20;
 /// One attempt to fetch one shard.
 const SHARD_DEADLINE: Duration = Duration::from_secs(10);
-/// Between attempts to fetch what a decided record counted, and how long they go on.
+/// Between attempts to fetch what a decided record counted, and how long they go on without any of it arriving.
 const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Contributions fetched at once of one record, and records at once: over a slow link most of the time is waiting.
+/// Contributions fetched at once, of one record or several: over a slow link most of the time is waiting.
 const AT_ONCE: usize = 8;
-const RECORDS_AT_ONCE: usize = 4;
-/// How long a peer may take to name its snapshot, how many are asked, and what is too long to be a model.
+/// How long a peer may take to name its snapshot, how many are asked, what is too long to be a model, and how long one attempt to fetch it
+/// may go on, whatever length it is said to have: the next one goes on where it ended.
 const ANSWER: Duration = Duration::from_secs(5);
 const MAX_ASKED: usize = 8;
 const MAX_MODEL: u64 = 1 << 40;
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(3600);
 /// Rounds beyond two snapshots' distance that may still be bridged: a snapshot counts once the next record certifies it.
 const SPARE: u64 = 4;
 
@@ -114,41 +115,86 @@ pub async fn want(net: Net, commit: Commit, providers: Vec<PeerId>, check: Check
 /// Gathers what a decided record counted, from its voters and anyone else. It was certified, so more than a third of the honest
 /// weight held it then (R11); after two snapshots everyone may have let it go, and a snapshot is the way to get on.
 pub async fn gather(net: &Net, decided: Arc<Decided>, others: &[PeerId]) -> Result<Step, String> {
-    let counted = decided.record.contributions.clone().into_iter();
-    let each = counted.map(|one| gather_one(net, &decided, one, others));
-    let shards = stream::iter(each).buffered(AT_ONCE).try_collect().await?;
-    Ok(Step { decided, shards })
+    let mut steps = gather_all(net, vec![decided], others).await?;
+    steps.pop().ok_or("no record".into())
 }
 
-/// One of them. Whoever is gone costs seconds each time it is asked, so those with whom there is a link come first.
-async fn gather_one(net: &Net, decided: &Decided, one: Contribution, others: &[PeerId]) -> Result<Vec<Bytes>, String> {
+/// The same for several records, in order. What one peer fetches at a time has a limit over all of them: the round in progress wants its
+/// share of the link, too.
+async fn gather_all(net: &Net, records: Vec<Arc<Decided>>, others: &[PeerId]) -> Result<Vec<Step>, String> {
+    let counted = records.iter().flat_map(|decided| {
+        let each = decided.record.contributions.iter();
+        each.map(move |one| (decided.clone(), one.clone()))
+    });
+    // Named one by one beforehand: a closure that borrows from what it is given is not `Send` enough.
+    let each: Vec<_> = counted
+        .map(|(decided, one)| gather_one(net, decided, one, others))
+        .collect();
+    let gathered: Vec<_> = stream::iter(each).buffered(AT_ONCE).try_collect().await?;
+    let mut gathered = gathered.into_iter();
+    let step = |decided: Arc<Decided>| {
+        let shards = gathered.by_ref().take(decided.record.contributions.len()).collect();
+        Step { decided, shards }
+    };
+    Ok(records.into_iter().map(step).collect())
+}
+
+/// One contribution. Whoever is gone costs seconds each time it is asked, so those to whom a connection is open come first, as they are
+/// when it is asked, each attempt with another of them at the head.
+async fn gather_one(
+    net: &Net,
+    decided: Arc<Decided>,
+    one: Contribution,
+    others: &[PeerId],
+) -> Result<Vec<Bytes>, String> {
     let voters = decided.certificate.votes.iter().map(|(id, _)| *id);
     let all = std::iter::once(one.member).chain(voters).chain(others.iter().copied());
-    let mut providers = there_first(net, all);
-    let began = Instant::now();
+    let all: Vec<PeerId> = all.collect();
+    let (mut turn, mut held, mut arrived) = (0, 0, Instant::now());
     loop {
-        match fetch_contribution(net, &one.commit, &providers).await {
+        let providers = in_turn(net, all.iter().copied(), turn);
+        let reason = match fetch_contribution(net, &one.commit, &providers).await {
             Ok(bytes) => return Ok(bytes),
-            Err(reason) if began.elapsed() > PATIENCE => {
-                let (round, member) = (decided.record.slot.round, one.member.short());
-                return Err(format!(
-                    "the contribution of {member} to round {round} cannot be had: {reason}"
-                ));
-            }
-            Err(_) => tokio::time::sleep(PAUSE).await,
+            Err(reason) => reason,
+        };
+        let now = held_of(net, &one.commit).await;
+        if now > held {
+            // Slow, but it comes, and never more than was committed to.
+            (held, arrived) = (now, Instant::now());
+        } else if arrived.elapsed() > PATIENCE {
+            let (round, member) = (decided.record.slot.round, one.member.short());
+            return Err(format!(
+                "the contribution of {member} to round {round} cannot be had: {reason}"
+            ));
         }
-        let by = 1.min(providers.len());
-        providers.rotate_left(by);
+        turn += 1;
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Each peer once and without this one, in the order given, but those with whom there is a link at this moment first.
+/// Bytes here of a contribution.
+async fn held_of(net: &Net, commit: &Commit) -> u64 {
+    let each = commit.shards.iter().map(|hash| net.held(*hash));
+    futures::future::join_all(each).await.into_iter().sum()
+}
+
+/// Each peer once and without this one, in the order given, but those to whom a connection is open at this moment first.
 pub(super) fn there_first(net: &Net, peers: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
-    let there: BTreeSet<PeerId> = net.connected().into_iter().collect();
+    in_turn(net, peers, 0)
+}
+
+/// The same, those who are there and the others each turned by `turn` places.
+fn in_turn(net: &Net, peers: impl IntoIterator<Item = PeerId>, turn: usize) -> Vec<PeerId> {
+    let reached = net.reached();
     let mut seen = BTreeSet::from([net.id()]);
-    let mut peers: Vec<PeerId> = peers.into_iter().filter(|id| seen.insert(*id)).collect();
-    peers.sort_by_key(|id| !there.contains(id));
-    peers
+    let once = peers.into_iter().filter(|id| seen.insert(*id));
+    let (mut there, mut others): (Vec<PeerId>, Vec<PeerId>) = once.partition(|id| reached.contains(id));
+    for group in [&mut there, &mut others] {
+        let by = turn.checked_rem(group.len()).unwrap_or(0);
+        group.rotate_left(by);
+    }
+    there.extend(others);
+    there
 }
 
 /// Rounds that may be bridged by contributions: everyone keeps those since the last snapshot but one (R17).
@@ -178,7 +224,7 @@ pub async fn model_source(
     // A snapshot counts once the record after it is known.
     let certified = store.record(round.next()).ok().flatten().is_some();
     let at_most = if certified { round } else { round.previous() };
-    usable.extend(offered_snapshots(net, store, at_most, others).await);
+    usable.extend(offered_snapshots(net, store, at_most, others, spacing).await);
     let usable = self::usable(store, round, usable);
     let newest = newest(&usable);
     if away(newest) > reach(spacing) {
@@ -216,12 +262,11 @@ async fn source_from(
             }
         }
     }
-    let since = (base.0.next().0..=round.0).map(Round).map(|at| async move {
+    let since = (base.0.next().0..=round.0).map(Round).map(|at| {
         let decided = store.record(at).map_err(|error| error.to_string())?;
-        let decided = decided.ok_or(format!("record {at} is missing"))?;
-        gather(net, Arc::new(decided), others).await
+        Ok(Arc::new(decided.ok_or(format!("record {at} is missing"))?))
     });
-    let steps = stream::iter(since).buffered(RECORDS_AT_ONCE).try_collect().await?;
+    let steps = gather_all(net, since.collect::<Result<_, String>>()?, others).await?;
     Ok(ModelSource {
         snapshot: base.1,
         round: base.0,
@@ -229,10 +274,17 @@ async fn source_from(
     })
 }
 
-/// The newest snapshot up to `at_most` of each peer that answers; only roots that a certified record names are worth anything.
-pub async fn offered_snapshots(net: &Net, store: &Store, at_most: Round, peers: &[PeerId]) -> Vec<SnapshotEntry> {
-    let asked = peers.iter().take(MAX_ASKED);
-    let asked = asked.map(|peer| net.request(*peer, Request::Snapshot { at_most }, ANSWER));
+/// The newest snapshot up to `at_most` of each peer that answers; only roots that a certified record names, of rounds that everyone keeps
+/// one of, are worth anything.
+pub async fn offered_snapshots(
+    net: &Net,
+    store: &Store,
+    at_most: Round,
+    peers: &[PeerId],
+    spacing: u64,
+) -> Vec<SnapshotEntry> {
+    let asked = there_first(net, peers.iter().copied()).into_iter().take(MAX_ASKED);
+    let asked = asked.map(|peer| net.request(peer, Request::Snapshot { at_most }, ANSWER));
     let mut offered = Vec::new();
     for answer in futures::future::join_all(asked).await {
         let Ok(Response::Snapshot(info)) = answer else {
@@ -240,7 +292,8 @@ pub async fn offered_snapshots(net: &Net, store: &Store, at_most: Round, peers: 
         };
         let after = Round(info.round.0.saturating_add(1));
         let certifying = store.record(after).ok().flatten();
-        if certifying.is_some_and(|next| next.record.model_root == info.model_root) && info.model_len <= MAX_MODEL {
+        let certified = certifying.is_some_and(|next| next.record.model_root == info.model_root);
+        if certified && info.round.0.is_multiple_of(spacing) && info.model_len <= MAX_MODEL {
             let SnapshotInfo {
                 branch,
                 round,
@@ -274,9 +327,14 @@ pub(super) fn on_chain(store: &Store, entry: &SnapshotEntry) -> bool {
     }
 }
 
+/// How long so many bytes may take: 20 s, and what a link of 128 KiB a second needs.
+pub fn patience_for(bytes: u64) -> Duration {
+    Duration::from_secs(20 + bytes / (1 << 17))
+}
+
 async fn snapshot_bytes(net: &Net, entry: &SnapshotEntry, others: &[PeerId]) -> Result<Bytes, String> {
     if !net.has(entry.model_root).await {
-        let deadline = Duration::from_secs(20 + entry.model_len / (1 << 17));
+        let deadline = patience_for(entry.model_len).min(SNAPSHOT_DEADLINE);
         let providers = others.to_vec();
         net.fetch(entry.model_root, entry.model_len, providers, deadline)
             .await

@@ -87,7 +87,7 @@ struct Found {
     verdicts: Vec<(Round, SignedVerdict)>,
     /// From what followed which leaves they opened.
     leaf_seeds: Vec<[u8; 32]>,
-    /// Who takes part by now.
+    /// Who takes part by now, and may be there.
     members: Vec<PeerId>,
 }
 
@@ -144,7 +144,7 @@ fn find(config: &RunConfig, store: &Store, round: Round, member: &str) -> Result
         order,
         verdicts,
         leaf_seeds: leaf_seeds.into_iter().collect(),
-        members: state.agreed.members.iter().map(|member| member.id).collect(),
+        members: state.active().collect(),
     })
 }
 

@@ -1,16 +1,19 @@
 //! What a replay needs besides the records: what a directory holds and, if that was asked for, what peers of the run give to anyone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use coordinatorless::config::RunConfig;
-use coordinatorless::net::{BlobsAtRest, Net};
-use coordinatorless::node::{MAX_SHARD, ModelSource, Opened, Step, leaf_count, leaf_ranges, model_source};
+use coordinatorless::net::{BlobsAtRest, Net, Request};
+use coordinatorless::node::{
+    MAX_SHARD, ModelSource, Opened, Step, leaf_count, leaf_ranges, model_source, patience_for, reach, snapshots,
+};
 use coordinatorless::store::Store;
 use coordinatorless::types::{Commit, Decided, Hash, PeerId, Round};
+use futures::future::join_all;
 use tempfile::TempDir;
 
 use super::Found;
@@ -18,81 +21,77 @@ use crate::kit::Kit;
 use crate::peer_dir::PeerDir;
 use crate::{accumulators, network};
 
-/// How long one blob may take to come from others.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How many are asked.
+/// How many peers are asked, and how long they may take to say that they are there.
 const MAX_ASKED: usize = 16;
-
-enum Blobs {
-    /// Those of the directory.
-    Here(BlobsAtRest),
-    /// Those, and what these peers give.
-    Run(Net, Vec<PeerId>),
-}
+const ANSWER: Duration = Duration::from_secs(5);
 
 pub(super) struct Held<'a> {
     dir: &'a PeerDir,
     spacing: u64,
     runtime: tokio::runtime::Runtime,
-    blobs: Blobs,
-    // Goes after the store that reads it.
+    blobs: BlobsAtRest,
+    visit: Option<Visit>,
+    // Goes after the stores that read it.
     _copy: TempDir,
 }
 
+/// An endpoint of its own, and whom to ask, those who answered first. What is fetched has a store of its own, too: the directory's may list what
+/// has been deleted since, and what is listed is not fetched.
+struct Visit {
+    net: Net,
+    others: Vec<PeerId>,
+}
+
 impl<'a> Held<'a> {
-    /// Opens a copy of the blobs' index: the peer may be live, and what is only read must stay as it is. What is fetched from `others` comes
-    /// into the copy.
+    /// Opens a copy of the blobs' index: the peer may be live, and what is only read must stay as it is. What the directory lacks is fetched
+    /// from `others`, if there are any.
     pub(super) fn open(dir: &'a PeerDir, config: &RunConfig, others: Option<Vec<PeerId>>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()?;
         let copy = tempfile::tempdir().context("no temporary folder for a copy of the blobs' index")?;
-        let blobs = copy.path().join("blobs");
-        std::fs::create_dir_all(&blobs)?;
+        let [blobs, fetched] = ["blobs", "fetched"].map(|name| copy.path().join(name));
+        for folder in [&blobs, &fetched] {
+            std::fs::create_dir_all(folder)?;
+        }
         copy_folder(&dir.path().join("blobs"), &blobs).context("the blobs cannot be read")?;
-        let blobs = match others {
-            None => Blobs::Here(runtime.block_on(BlobsAtRest::open(&blobs))?),
-            Some(mut others) => {
-                let net = runtime.block_on(network::visit(dir, copy.path(), config.id()))?;
-                others.truncate(MAX_ASKED);
-                Blobs::Run(net, others)
-            }
-        };
+        let visit = others.map(|others| runtime.block_on(Visit::begin(dir, &fetched, config, others)));
         Ok(Self {
             dir,
             spacing: config.storage.snapshot_rounds,
+            blobs: runtime.block_on(BlobsAtRest::open(&blobs))?,
+            visit: visit.transpose()?,
             runtime,
-            blobs,
             _copy: copy,
         })
     }
 
     /// A blob that is here.
     fn here(&self, hash: Hash) -> Option<Bytes> {
-        self.runtime.block_on(async {
-            match &self.blobs {
-                Blobs::Here(blobs) => blobs.get(hash).await,
-                Blobs::Run(net, _) => net.get(hash).await.ok().flatten(),
-            }
+        self.runtime.block_on(self.blobs.get(hash))
+    }
+
+    fn own(&self, hash: Hash) -> Result<Bytes> {
+        self.here(hash).with_context(|| {
+            format!(
+                "blob {} is not in this directory (any more): peers keep what was counted for two snapshots",
+                hash.short()
+            )
         })
     }
 
     /// A blob of at most `limit` bytes, from here or from others.
     fn blob(&self, hash: Hash, limit: u64) -> Result<Bytes> {
-        if let Some(bytes) = self.here(hash) {
-            return Ok(bytes);
-        }
-        let Blobs::Run(net, others) = &self.blobs else {
-            bail!(
-                "blob {} is not in this directory (any more): peers keep what was counted for two snapshots",
-                hash.short()
-            )
+        let own = self.own(hash);
+        let Some(Visit { net, others }) = self.visit.as_ref().filter(|_| own.is_err()) else {
+            return own;
         };
-        self.runtime
-            .block_on(net.fetch(hash, limit, others.clone(), PATIENCE))?;
-        self.here(hash)
-            .with_context(|| format!("blob {} vanished", hash.short()))
+        self.runtime.block_on(async {
+            net.fetch(hash, limit, others.clone(), patience_for(limit)).await?;
+            let bytes = net.get(hash).await?;
+            bytes.with_context(|| format!("blob {} vanished", hash.short()))
+        })
     }
 
     /// What a member sent.
@@ -104,17 +103,19 @@ impl<'a> Held<'a> {
     /// The model that `round` was trained from, which is that after `base`: the newest snapshot up to there that the chain certifies, and
     /// what was counted since.
     pub(super) fn model_after(&self, store: &Store, base: Round, round: Round) -> Result<ModelSource> {
-        let lacks = || format!("the model that round {round} was trained from cannot be built");
-        if let Blobs::Run(net, others) = &self.blobs {
-            let source = model_source(net, store, base, others, self.spacing);
-            return self
-                .runtime
-                .block_on(source)
-                .map_err(|why| anyhow!(why))
-                .with_context(lacks);
-        }
-        let record =
-            |at: Round| -> Result<Decided> { store.record(at)?.with_context(|| format!("record {at} is missing")) };
+        let from_here = self.model_from_here(store, base);
+        let source = match &self.visit {
+            Some(visit) if from_here.is_err() => self.runtime.block_on(async {
+                self.lend(&visit.net, store, base).await?;
+                let source = model_source(&visit.net, store, base, &visit.others, self.spacing).await;
+                source.map_err(|why| anyhow!(why))
+            }),
+            _ => from_here,
+        };
+        source.with_context(|| format!("the model that round {round} was trained from cannot be built"))
+    }
+
+    fn model_from_here(&self, store: &Store, base: Round) -> Result<ModelSource> {
         let mut source = ModelSource {
             snapshot: None,
             round: Round(0),
@@ -122,9 +123,7 @@ impl<'a> Held<'a> {
         };
         let mut at = base;
         while at > Round(0) {
-            let root = record(at.next())?.record.model_root;
-            let path = self.dir.snapshots().join(format!("{root}.safetensors"));
-            if let Ok(bytes) = std::fs::read(path) {
+            if let Ok(bytes) = std::fs::read(self.snapshot(record(store, at.next())?.record.model_root)) {
                 (source.snapshot, source.round) = (Some(Bytes::from(bytes)), at);
                 break;
             }
@@ -132,13 +131,44 @@ impl<'a> Held<'a> {
         }
         while at < base {
             at = at.next();
-            let decided = Arc::new(record(at)?);
+            let decided = Arc::new(record(store, at)?);
             let counted = decided.record.contributions.iter();
-            let shards = counted.map(|one| self.shards(&one.commit)).collect::<Result<_>>();
-            let shards = shards.with_context(|| format!("{}: round {at}", lacks()))?;
+            let own = |commit: &Commit| commit.shards.iter().map(|hash| self.own(*hash)).collect();
+            let shards = counted.map(|one| own(&one.commit)).collect::<Result<_>>();
+            let shards = shards.with_context(|| format!("what round {at} counted"))?;
             source.steps.push(Step { decided, shards });
         }
         Ok(source)
+    }
+
+    fn snapshot(&self, root: Hash) -> PathBuf {
+        self.dir.snapshots().join(format!("{root}.safetensors"))
+    }
+
+    /// What is here of the way to the model after `base` need not be fetched.
+    async fn lend(&self, net: &Net, store: &Store, base: Round) -> Result<()> {
+        let mut at = Round(base.0.saturating_sub(reach(self.spacing)));
+        for entry in snapshots(store).into_iter().rev().filter(|entry| entry.round <= base) {
+            let file = self.snapshot(entry.model_root);
+            if file.exists() && net.put_file(&file).await? == entry.model_root {
+                at = at.max(entry.round);
+                break;
+            }
+        }
+        while at < base {
+            at = at.next();
+            for hash in record(store, at)?
+                .record
+                .contributions
+                .iter()
+                .flat_map(|one| &one.commit.shards)
+            {
+                if let Some(bytes) = self.blobs.get(*hash).await {
+                    net.put(bytes).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The accumulators that the commit names, as far as they can be had: all of both, or the leaves that some auditor opened.
@@ -168,7 +198,7 @@ impl<'a> Held<'a> {
             }
         }
         let root = roots.into_iter().find(|root| *root != zero).unwrap_or(zero);
-        if let Blobs::Here(_) = self.blobs {
+        if self.visit.is_none() {
             bail!(
                 "accumulator {} is not in this directory: the member itself and whoever has audited this round hold it, or what was opened of \
                  it; while they run, --fetch asks them",
@@ -192,18 +222,39 @@ impl<'a> Held<'a> {
     /// Some ranges of chunks of a blob, with the hashes that prove them.
     fn ranges(&self, root: Hash, bytes: u64, ranges: &[std::ops::Range<u64>]) -> Option<Bytes> {
         self.runtime.block_on(async {
-            match &self.blobs {
-                Blobs::Here(blobs) => blobs.ranges(root, ranges).await,
-                Blobs::Run(net, others) => net.fetch_ranges(root, bytes, ranges, others, PATIENCE).await.ok(),
+            let here = self.blobs.ranges(root, ranges).await;
+            match &self.visit {
+                Some(Visit { net, others }) if here.is_none() => {
+                    let patience = patience_for(bytes);
+                    net.fetch_ranges(root, bytes, ranges, others, patience).await.ok()
+                }
+                _ => here,
             }
         })
     }
 }
 
+impl Visit {
+    async fn begin(dir: &PeerDir, folder: &Path, config: &RunConfig, mut others: Vec<PeerId>) -> Result<Self> {
+        let net = network::visit(dir, folder, config.id()).await?;
+        others.truncate(MAX_ASKED);
+        let each = others.iter().map(|peer| net.request(*peer, Request::Status, ANSWER));
+        let answers = join_all(each).await;
+        let asked = others.iter().copied().zip(&answers);
+        let (there, gone): (Vec<_>, Vec<_>) = asked.partition(|(_, answer)| answer.is_ok());
+        let others = there.into_iter().chain(gone).map(|(peer, _)| peer).collect();
+        Ok(Self { net, others })
+    }
+}
+
+fn record(store: &Store, at: Round) -> Result<Decided> {
+    store.record(at)?.with_context(|| format!("record {at} is missing"))
+}
+
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Blobs::Run(net, _) = &self.blobs {
-            self.runtime.block_on(net.shutdown());
+        if let Some(visit) = &self.visit {
+            self.runtime.block_on(visit.net.shutdown());
         }
     }
 }
