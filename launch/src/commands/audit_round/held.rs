@@ -35,11 +35,13 @@ pub(super) struct Held<'a> {
     _copy: TempDir,
 }
 
-/// An endpoint of its own, and whom to ask, those who answered first. What is fetched has a store of its own, too: the directory's may list what
-/// has been deleted since, and what is listed is not fetched.
+/// An endpoint of its own, and whom to ask: those who said that they are there. What is fetched has a store of its own, too: the directory's may
+/// list what has been deleted since, and what is listed is not fetched.
 struct Visit {
     net: Net,
     others: Vec<PeerId>,
+    /// How many were asked.
+    asked: usize,
 }
 
 impl<'a> Held<'a> {
@@ -84,7 +86,11 @@ impl<'a> Held<'a> {
     /// A blob of at most `limit` bytes, from here or from others.
     fn blob(&self, hash: Hash, limit: u64) -> Result<Bytes> {
         let own = self.own(hash);
-        let Some(Visit { net, others }) = self.visit.as_ref().filter(|_| own.is_err()) else {
+        let visit = self
+            .visit
+            .as_ref()
+            .filter(|visit| own.is_err() && !visit.others.is_empty());
+        let Some(Visit { net, others, .. }) = visit else {
             return own;
         };
         self.runtime.block_on(async {
@@ -105,14 +111,19 @@ impl<'a> Held<'a> {
     pub(super) fn model_after(&self, store: &Store, base: Round, round: Round) -> Result<ModelSource> {
         let from_here = self.model_from_here(store, base);
         let source = match &self.visit {
-            Some(visit) if from_here.is_err() => self.runtime.block_on(async {
+            Some(visit) if from_here.is_err() && !visit.others.is_empty() => self.runtime.block_on(async {
                 self.lend(&visit.net, store, base).await?;
                 let source = model_source(&visit.net, store, base, &visit.others, self.spacing).await;
                 source.map_err(|why| anyhow!(why))
             }),
             _ => from_here,
         };
-        source.with_context(|| format!("the model that round {round} was trained from cannot be built"))
+        source.with_context(|| {
+            format!(
+                "the model that round {round} was trained from cannot be built{}",
+                self.who_answered()
+            )
+        })
     }
 
     fn model_from_here(&self, store: &Store, base: Round) -> Result<ModelSource> {
@@ -205,18 +216,27 @@ impl<'a> Held<'a> {
                 root.short()
             );
         }
+        let lacks = || {
+            format!(
+                "accumulator {} cannot be had{}: the member itself and whoever has audited this round hold it, while they run",
+                root.short(),
+                self.who_answered()
+            )
+        };
+        if self.visit.as_ref().is_some_and(|visit| visit.others.is_empty()) {
+            bail!(lacks());
+        }
         let any = |root: Hash| match whole(root) {
             None if root != zero => self.blob(root, bytes),
             held => Ok(held.unwrap_or_default()),
         };
         let [before, after] = roots.map(any);
-        let lacks = || {
-            format!(
-                "accumulator {} cannot be had: the member itself and whoever has audited this round hold it, while they run",
-                root.short()
-            )
-        };
         Ok(Opened::Whole(before.with_context(lacks)?, after.with_context(lacks)?))
+    }
+
+    fn who_answered(&self) -> String {
+        let answered = |visit: &Visit| format!(" (of {} peers asked, {} answered)", visit.asked, visit.others.len());
+        self.visit.as_ref().map(answered).unwrap_or_default()
     }
 
     /// Some ranges of chunks of a blob, with the hashes that prove them.
@@ -224,7 +244,7 @@ impl<'a> Held<'a> {
         self.runtime.block_on(async {
             let here = self.blobs.ranges(root, ranges).await;
             match &self.visit {
-                Some(Visit { net, others }) if here.is_none() => {
+                Some(Visit { net, others, .. }) if here.is_none() => {
                     let patience = patience_for(bytes);
                     net.fetch_ranges(root, bytes, ranges, others, patience).await.ok()
                 }
@@ -240,10 +260,9 @@ impl Visit {
         others.truncate(MAX_ASKED);
         let each = others.iter().map(|peer| net.request(*peer, Request::Status, ANSWER));
         let answers = join_all(each).await;
-        let asked = others.iter().copied().zip(&answers);
-        let (there, gone): (Vec<_>, Vec<_>) = asked.partition(|(_, answer)| answer.is_ok());
-        let others = there.into_iter().chain(gone).map(|(peer, _)| peer).collect();
-        Ok(Self { net, others })
+        let (asked, mut answers) = (answers.len(), answers.iter());
+        others.retain(|_| answers.next().is_some_and(Result::is_ok));
+        Ok(Self { net, others, asked })
     }
 }
 
