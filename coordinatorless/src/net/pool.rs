@@ -22,7 +22,18 @@ pub(super) struct Pool {
 }
 
 /// A peer's connection. Who wants one waits for whoever is dialling: a peer lets a stranger have only a few.
-type Slot = tokio::sync::Mutex<Option<Connection>>;
+#[derive(Debug, Default)]
+struct Slot {
+    open: Mutex<Option<Connection>>,
+    dialling: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Slot {
+    fn open(&self) -> Option<Connection> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().filter(|open| open.close_reason().is_none()).cloned()
+    }
+}
 
 impl Pool {
     /// A pool for the protocol named by `alpn`.
@@ -37,24 +48,39 @@ impl Pool {
     /// A live connection to `peer`, opened within `limit`.
     pub async fn get(&self, peer: PeerId, limit: Duration) -> Result<Connection, NetError> {
         let slot = self.slot(peer);
+        if let Some(open) = slot.open() {
+            return Ok(open);
+        }
         let opened = tokio::time::timeout(limit, async {
-            let mut slot = slot.lock().await;
-            if let Some(connection) = slot.as_ref().filter(|open| open.close_reason().is_none()) {
-                return Ok(connection.clone());
+            let turn = slot.dialling.clone().lock_owned().await;
+            if let Some(open) = slot.open() {
+                return Ok(open);
             }
-            let dialled = self.endpoint.connect(public_key(peer)?, &self.alpn).await;
-            let connection = dialled.map_err(|error| NetError::Unreachable {
-                peer,
-                reason: error.to_string(),
-            })?;
-            Ok(slot.insert(connection).clone())
+            let (endpoint, alpn, key, slot) = (
+                self.endpoint.clone(),
+                self.alpn.clone(),
+                public_key(peer)?,
+                slot.clone(),
+            );
+            // It goes on for those who wait when whoever began it has no time left.
+            let dialled = tokio::spawn(async move {
+                let _turn = turn;
+                let dialled = tokio::time::timeout(limit, endpoint.connect(key, &alpn)).await;
+                let connection = dialled
+                    .map_err(|error| error.to_string())?
+                    .map_err(|error| error.to_string())?;
+                *slot.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+                Ok(connection)
+            });
+            let dialled = dialled.await.unwrap_or_else(|error| Err(error.to_string()));
+            dialled.map_err(|reason| NetError::Unreachable { peer, reason })
         });
         opened.await.unwrap_or(Err(NetError::Timeout { peer, limit }))
     }
 
     /// Peers with an open connection.
     pub fn connected(&self) -> Vec<PeerId> {
-        let open = |(peer, slot): (&PeerId, &Arc<Slot>)| is_open(slot).then_some(*peer);
+        let open = |(peer, slot): (&PeerId, &Arc<Slot>)| slot.open().map(|_| *peer);
         self.slots().iter().filter_map(open).collect()
     }
 
@@ -65,7 +91,7 @@ impl Pool {
         }
         if slots.len() >= MAX_KEPT {
             // Whoever dials or waits holds a second reference.
-            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || is_open(slot));
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.open().is_some());
         }
         let slot = Arc::<Slot>::default();
         if slots.len() < MAX_KEPT {
@@ -77,9 +103,4 @@ impl Pool {
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<PeerId, Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn is_open(slot: &Slot) -> bool {
-    let connection = slot.try_lock();
-    connection.is_ok_and(|slot| slot.as_ref().is_some_and(|open| open.close_reason().is_none()))
 }

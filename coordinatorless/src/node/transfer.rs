@@ -1,6 +1,6 @@
 //! Bytes in and out: contributions fetched from several providers and checked, models rebuilt from snapshots.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,13 @@ const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Contributions fetched at once, of one record or several: over a slow link most of the time is waiting.
 const AT_ONCE: usize = 8;
-/// How long a peer may take to name its snapshot, how many are asked, what is too long to be a model, and how long one attempt to fetch it
-/// may go on, whatever length it is said to have: the next one goes on where it ended.
+/// How long a peer may take to name its snapshot, how many are asked, and what is too long to be a model.
 const ANSWER: Duration = Duration::from_secs(5);
 const MAX_ASKED: usize = 8;
 const MAX_MODEL: u64 = 1 << 40;
-const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(3600);
+/// One attempt to fetch a model, whatever length it is said to have; another one follows where at least so much arrived a second.
+const ATTEMPT: Duration = Duration::from_secs(600);
+const SLOWEST: u64 = 16 << 10;
 /// Rounds beyond two snapshots' distance that may still be bridged: a snapshot counts once the next record certifies it.
 const SPARE: u64 = 4;
 
@@ -140,7 +141,7 @@ async fn gather_all(net: &Net, records: Vec<Arc<Decided>>, others: &[PeerId]) ->
 }
 
 /// One contribution. Whoever is gone costs seconds each time it is asked, so those to whom a connection is open come first, as they are
-/// when it is asked, each attempt with another of them at the head.
+/// when it is asked, each attempt with another of them at the head; every third attempt begins with the others.
 async fn gather_one(
     net: &Net,
     decided: Arc<Decided>,
@@ -151,17 +152,19 @@ async fn gather_one(
     let all = std::iter::once(one.member).chain(voters).chain(others.iter().copied());
     let all: Vec<PeerId> = all.collect();
     let (mut turn, mut held, mut arrived) = (0, 0, Instant::now());
+    let at_most = PATIENCE + patience_for(one.commit.len.saturating_mul(AT_ONCE as u64));
+    let began = Instant::now();
     loop {
         let providers = in_turn(net, all.iter().copied(), turn);
         let reason = match fetch_contribution(net, &one.commit, &providers).await {
             Ok(bytes) => return Ok(bytes),
             Err(reason) => reason,
         };
-        let now = held_of(net, &one.commit).await;
-        if now > held {
-            // Slow, but it comes, and never more than was committed to.
-            (held, arrived) = (now, Instant::now());
-        } else if arrived.elapsed() > PATIENCE {
+        let before = std::mem::replace(&mut held, held_of(net, &one.commit).await);
+        if held > before {
+            arrived = Instant::now();
+        }
+        if arrived.elapsed() > PATIENCE || began.elapsed() > at_most {
             let (round, member) = (decided.record.slot.round, one.member.short());
             return Err(format!(
                 "the contribution of {member} to round {round} cannot be had: {reason}"
@@ -183,18 +186,27 @@ pub(super) fn there_first(net: &Net, peers: impl IntoIterator<Item = PeerId>) ->
     in_turn(net, peers, 0)
 }
 
-/// The same, those who are there and the others each turned by `turn` places.
+/// The same, with another one at the head each turn; in every third turn the others come first, lest those who are there and silent take all
+/// the time there is.
 fn in_turn(net: &Net, peers: impl IntoIterator<Item = PeerId>, turn: usize) -> Vec<PeerId> {
-    let reached = net.reached();
-    let mut seen = BTreeSet::from([net.id()]);
+    turned(net.id(), &net.reached(), peers, turn)
+}
+
+fn turned(me: PeerId, reached: &HashSet<PeerId>, peers: impl IntoIterator<Item = PeerId>, turn: usize) -> Vec<PeerId> {
+    let mut seen = BTreeSet::from([me]);
     let once = peers.into_iter().filter(|id| seen.insert(*id));
     let (mut there, mut others): (Vec<PeerId>, Vec<PeerId>) = once.partition(|id| reached.contains(id));
-    for group in [&mut there, &mut others] {
-        let by = turn.checked_rem(group.len()).unwrap_or(0);
+    // Each by as often as it came first before.
+    for (group, turns) in [(&mut there, turn - turn / 3), (&mut others, turn / 3)] {
+        let by = turns.checked_rem(group.len()).unwrap_or(0);
         group.rotate_left(by);
     }
-    there.extend(others);
-    there
+    let (first, then) = if turn % 3 == 2 {
+        (others, there)
+    } else {
+        (there, others)
+    };
+    [first, then].concat()
 }
 
 /// Rounds that may be bridged by contributions: everyone keeps those since the last snapshot but one (R17).
@@ -216,7 +228,7 @@ pub async fn model_source(
     let away = |base: Round| round.0.saturating_sub(base.0);
     let mut usable = usable(store, round, snapshots(store));
     if away(newest(&usable)) <= spacing {
-        match source_from(net, store, round, others, usable.clone()).await {
+        match source_from(net, store, round, others, usable.clone(), spacing).await {
             Ok(source) => return Ok(source),
             Err(reason) => tracing::debug!(reason, "not from what is known here"),
         }
@@ -226,13 +238,7 @@ pub async fn model_source(
     let at_most = if certified { round } else { round.previous() };
     usable.extend(offered_snapshots(net, store, at_most, others, spacing).await);
     let usable = self::usable(store, round, usable);
-    let newest = newest(&usable);
-    if away(newest) > reach(spacing) {
-        return Err(format!(
-            "the newest snapshot to be had is of round {newest}, and round {round} is too far from it"
-        ));
-    }
-    source_from(net, store, round, others, usable).await
+    source_from(net, store, round, others, usable, spacing).await
 }
 
 /// Those snapshots at or before `round` that the chain certifies, oldest first.
@@ -249,6 +255,7 @@ async fn source_from(
     round: Round,
     others: &[PeerId],
     mut usable: Vec<SnapshotEntry>,
+    spacing: u64,
 ) -> Result<ModelSource, String> {
     let mut base = (Round(0), None);
     while let Some(entry) = usable.pop() {
@@ -261,6 +268,12 @@ async fn source_from(
                 tracing::warn!(round = %entry.round, reason, "a snapshot cannot be had; trying an older one")
             }
         }
+    }
+    if round.0.saturating_sub(base.0.0) > reach(spacing) {
+        return Err(format!(
+            "the newest snapshot to be had is of round {}, and round {round} is too far from it",
+            base.0
+        ));
     }
     let since = (base.0.next().0..=round.0).map(Round).map(|at| {
         let decided = store.record(at).map_err(|error| error.to_string())?;
@@ -333,12 +346,15 @@ pub fn patience_for(bytes: u64) -> Duration {
 }
 
 async fn snapshot_bytes(net: &Net, entry: &SnapshotEntry, others: &[PeerId]) -> Result<Bytes, String> {
-    if !net.has(entry.model_root).await {
-        let deadline = patience_for(entry.model_len).min(SNAPSHOT_DEADLINE);
-        let providers = others.to_vec();
-        net.fetch(entry.model_root, entry.model_len, providers, deadline)
-            .await
-            .map_err(|error| error.to_string())?;
+    let deadline = patience_for(entry.model_len).min(ATTEMPT);
+    while !net.has(entry.model_root).await {
+        let before = net.held(entry.model_root).await;
+        let fetched = net.fetch(entry.model_root, entry.model_len, others.to_vec(), deadline);
+        let Err(error) = fetched.await else { break };
+        let grown = net.held(entry.model_root).await.saturating_sub(before);
+        if grown < deadline.as_secs() * SLOWEST {
+            return Err(error.to_string());
+        }
     }
     net.get(entry.model_root)
         .await
@@ -380,4 +396,23 @@ pub async fn accumulators(
         Some(_) => Opened::Leaves(before, after),
         None => Opened::Whole(before, after),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_there_is_asked_first_and_everyone_comes_first_at_some_time() {
+        let id = |i: u8| PeerId([i; 32]);
+        let reached = HashSet::from([id(2), id(4), id(5)]);
+        let named = [1, 2, 3, 4, 2, 5, 9].map(id);
+        let order = |turn| turned(id(9), &reached, named, turn);
+        assert_eq!(order(0), [2, 4, 5, 1, 3].map(id));
+        assert_eq!(order(1), [4, 5, 2, 1, 3].map(id));
+        assert_eq!(order(2), [1, 3, 5, 2, 4].map(id));
+        let heads: BTreeSet<PeerId> = (0..6).map(|turn| order(turn)[0]).collect();
+        assert_eq!(heads, [1, 2, 3, 4, 5].map(id).into());
+        assert!(turned(id(9), &reached, [id(9)], 7).is_empty());
+    }
 }

@@ -13,7 +13,7 @@ use coordinatorless::node::{
 };
 use coordinatorless::store::Store;
 use coordinatorless::types::{Commit, Decided, Hash, PeerId, Round};
-use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use tempfile::TempDir;
 
 use super::Found;
@@ -21,9 +21,13 @@ use crate::kit::Kit;
 use crate::peer_dir::PeerDir;
 use crate::{accumulators, network};
 
-/// How many peers are asked, and how long they may take to say that they are there.
+/// How many peers are asked for blobs, how many at once whether they are there, how often, and how long they may take to say so.
 const MAX_ASKED: usize = 16;
-const ANSWER: Duration = Duration::from_secs(5);
+const AT_ONCE: usize = 32;
+const TRIES: usize = 2;
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long one peer may take for some leaves of an accumulator, at least.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Held<'a> {
     dir: &'a PeerDir,
@@ -35,7 +39,7 @@ pub(super) struct Held<'a> {
     _copy: TempDir,
 }
 
-/// An endpoint of its own, and whom to ask: those who said that they are there. What is fetched has a store of its own, too: the directory's may
+/// An endpoint of its own, and whom to ask: those who said that they are there (for what was counted, its member and the voters, too). What is fetched has a store of its own, too: the directory's may
 /// list what has been deleted since, and what is listed is not fetched.
 struct Visit {
     net: Net,
@@ -134,7 +138,9 @@ impl<'a> Held<'a> {
         };
         let mut at = base;
         while at > Round(0) {
-            if let Ok(bytes) = std::fs::read(self.snapshot(record(store, at.next())?.record.model_root)) {
+            let root = record(store, at.next())?.record.model_root;
+            let file = std::fs::read(self.snapshot(root)).ok();
+            if let Some(bytes) = file.filter(|bytes| Hash::of(bytes) == root) {
                 (source.snapshot, source.round) = (Some(Bytes::from(bytes)), at);
                 break;
             }
@@ -161,7 +167,8 @@ impl<'a> Held<'a> {
         let mut at = Round(base.0.saturating_sub(reach(self.spacing)));
         for entry in snapshots(store).into_iter().rev().filter(|entry| entry.round <= base) {
             let file = self.snapshot(entry.model_root);
-            if file.exists() && net.put_file(&file).await? == entry.model_root {
+            // A live peer may delete it at any moment.
+            if file.exists() && net.put_file(&file).await.is_ok_and(|hash| hash == entry.model_root) {
                 at = at.max(entry.round);
                 break;
             }
@@ -208,7 +215,8 @@ impl<'a> Held<'a> {
                 return Ok(Opened::Leaves(before, after));
             }
         }
-        let root = roots.into_iter().find(|root| *root != zero).unwrap_or(zero);
+        let lacking = |root: &Hash| *root != zero && whole(*root).is_none();
+        let root = roots.into_iter().find(lacking).unwrap_or(zero);
         if self.visit.is_none() {
             bail!(
                 "accumulator {} is not in this directory: the member itself and whoever has audited this round hold it, or what was opened of \
@@ -243,25 +251,41 @@ impl<'a> Held<'a> {
     fn ranges(&self, root: Hash, bytes: u64, ranges: &[std::ops::Range<u64>]) -> Option<Bytes> {
         self.runtime.block_on(async {
             let here = self.blobs.ranges(root, ranges).await;
-            match &self.visit {
-                Some(Visit { net, others, .. }) if here.is_none() => {
-                    let patience = patience_for(bytes);
-                    net.fetch_ranges(root, bytes, ranges, others, patience).await.ok()
+            let Some(visit) = self.visit.as_ref().filter(|_| here.is_none()) else {
+                return here;
+            };
+            let chunks: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+            let patience = PATIENCE.max(patience_for(chunks << 10));
+            // Each by itself: the accused is among them, and may let others wait.
+            for peer in &visit.others {
+                let part = visit.net.fetch_ranges(root, bytes, ranges, &[*peer], patience).await;
+                if part.is_ok() {
+                    return part.ok();
                 }
-                _ => here,
             }
+            None
         })
     }
 }
 
 impl Visit {
-    async fn begin(dir: &PeerDir, folder: &Path, config: &RunConfig, mut others: Vec<PeerId>) -> Result<Self> {
+    async fn begin(dir: &PeerDir, folder: &Path, config: &RunConfig, likely: Vec<PeerId>) -> Result<Self> {
         let net = network::visit(dir, folder, config.id()).await?;
-        others.truncate(MAX_ASKED);
-        let each = others.iter().map(|peer| net.request(*peer, Request::Status, ANSWER));
-        let answers = join_all(each).await;
-        let (asked, mut answers) = (answers.len(), answers.iter());
-        others.retain(|_| answers.next().is_some_and(Result::is_ok));
+        let answers = |peer: PeerId| {
+            let net = &net;
+            async move {
+                for _ in 0..TRIES {
+                    if net.request(peer, Request::Status, ANSWER).await.is_ok() {
+                        return Some(peer);
+                    }
+                }
+                None
+            }
+        };
+        let asked = likely.len();
+        let each = stream::iter(likely).map(answers).buffered(AT_ONCE);
+        let there: Vec<Option<PeerId>> = each.collect().await;
+        let others = there.into_iter().flatten().take(MAX_ASKED).collect();
         Ok(Self { net, others, asked })
     }
 }
