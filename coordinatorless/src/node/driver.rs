@@ -519,7 +519,7 @@ impl Driver {
         }
     }
 
-    /// Who may hold blobs: the members, and whoever is linked. First those with whom there is a link, and each peer begins with another one.
+    /// Who may hold blobs: the members, and whoever is linked. First those to whom a connection is open, and each peer begins with another one.
     pub(super) fn others(&self) -> Vec<PeerId> {
         let net = &self.node.net;
         let all: BTreeSet<PeerId> = self.members.iter().copied().chain(net.connected()).collect();

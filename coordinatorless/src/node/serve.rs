@@ -164,13 +164,15 @@ impl Driver {
 /// them was: the start of the run, or of whoever loaded a model in the middle.
 fn bases(snapshots: &[SnapshotEntry], kept: usize, spacing: u64) -> Vec<(Branch, Round)> {
     let missing = kept.saturating_sub(snapshots.len()) as u64;
-    let first = snapshots
-        .first()
-        .map_or((0, Round(0)), |first| (first.branch, first.round));
-    let before = Round(first.1.0.saturating_sub(missing.saturating_mul(spacing)));
-    let start = (missing > 0).then_some((first.0, before));
-    let held = snapshots.iter().map(|entry| (entry.branch, entry.round));
-    start.into_iter().chain(held).collect()
+    let mut held: Vec<_> = snapshots.iter().map(|entry| (entry.branch, entry.round)).collect();
+    if missing > 0 {
+        let (branch, first) = held.first().copied().unwrap_or((0, Round(0)));
+        held.insert(
+            0,
+            (branch, Round(first.0.saturating_sub(missing.saturating_mul(spacing)))),
+        );
+    }
+    held
 }
 
 fn snapshot_file(folder: &Path, entry: &SnapshotEntry) -> PathBuf {

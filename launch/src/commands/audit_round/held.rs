@@ -39,8 +39,8 @@ pub(super) struct Held<'a> {
     _copy: TempDir,
 }
 
-/// An endpoint of its own, and whom to ask: those who said that they are there (for what was counted, its member and the voters, too). What is fetched has a store of its own, too: the directory's may
-/// list what has been deleted since, and what is listed is not fetched.
+/// An endpoint of its own, and whom to ask: those who said that they are there (for what was counted, its member and the voters, too). What is
+/// fetched has its own store as well: the directory's may list what has been deleted since, and what is listed is not fetched.
 struct Visit {
     net: Net,
     others: Vec<PeerId>,
