@@ -195,20 +195,26 @@ fn who_is_killed_and_stays_away_is_not_paid_for_rounds_before_what_it_opened_to_
     let d = up(home, "d", &["join", ticket.trim()]);
     wait(home, "d", &["members>=4", "tokens>=1"]);
     let gone = id(home, "d");
+    let counts_in = |rounds: usize| {
+        let from = last_round(home, "a");
+        until(home, &format!("it counts in {rounds} rounds"), 60, || {
+            let after = |line: &&serde_json::Value| line["round"].as_u64() > Some(from);
+            let counted =
+                |line: &serde_json::Value| line["contributors"].as_array().unwrap().iter().any(|id| *id == gone);
+            decided(home, "a")
+                .iter()
+                .filter(after)
+                .filter(|line| counted(line))
+                .count()
+                >= rounds
+        })
+    };
+    // Honest for so long that it is still there when the first of these rounds can no longer be audited: those after are not paid in any case.
+    counts_in(10);
     drop(d);
-    // From here on its accumulators are lost to it, and no auditor of seven rounds gets any; then its power is.
+    // From here on its accumulators are lost to it, and no auditor of these rounds gets any; then its power is, before anyone took that for a refusal.
     let d = up(home, "d", &["peer", "--cheat", "hide"]);
-    let from = last_round(home, "a");
-    until(home, "it counts in seven rounds", 60, || {
-        let after = |line: &&serde_json::Value| line["round"].as_u64() > Some(from);
-        let counted = |line: &serde_json::Value| line["contributors"].as_array().unwrap().iter().any(|id| *id == gone);
-        decided(home, "a")
-            .iter()
-            .filter(after)
-            .filter(|line| counted(line))
-            .count()
-            >= 7
-    });
+    counts_in(4);
     drop(d);
 
     until(home, "it is said to have opened nothing", 90, || {
