@@ -140,8 +140,6 @@ gate() {
   if has_gpu; then possible=0; else possible=1; fi
   special_tests cuda "CUDA tests" "$possible" "no NVIDIA GPU"
 
-  tests "simulator against planted bugs" cargo test --release --locked -p coordinatorless --features planted-bugs --lib planted_bug
-
   tests "documentation tests" cargo test --release --locked --workspace --no-fail-fast --doc
   step "documentation builds without a warning" in_root env RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --quiet
   if has_cargo deny; then

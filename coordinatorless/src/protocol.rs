@@ -67,7 +67,7 @@ mod evidence;
 mod log;
 pub mod membership;
 pub mod overlap;
-pub mod planted;
+pub(crate) mod planted;
 mod regroup;
 pub mod replayed;
 pub mod roster;

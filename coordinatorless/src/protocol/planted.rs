@@ -1,5 +1,4 @@
-//! Bugs that the simulator must find. They exist only in builds with the Cargo feature `planted-bugs`, which nothing but the
-//! simulator's own tests asks for; elsewhere `planted` is the constant `false`.
+//! Bugs that the simulator must find. They exist only where this crate tests itself; elsewhere `planted` is the constant `false`.
 
 /// A mistake that could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,32 +13,25 @@ pub enum Bug {
     CountTwice,
 }
 
-#[cfg(feature = "planted-bugs")]
-mod switch {
-    use super::Bug;
-    use std::cell::Cell;
-
-    thread_local! {
-        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
-    }
-
-    /// Plants a bug in everything that this thread runs, or none.
-    pub fn plant(bug: Option<Bug>) {
-        PLANTED.set(bug);
-    }
-
-    pub(crate) fn planted(bug: Bug) -> bool {
-        PLANTED.get() == Some(bug)
-    }
+#[cfg(test)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-#[cfg(feature = "planted-bugs")]
-pub use switch::plant;
-#[cfg(feature = "planted-bugs")]
-pub(crate) use switch::planted;
+/// Plants a bug in everything that this thread runs, or none.
+#[cfg(test)]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
 
-/// Whether this bug is there: never, in a build without the feature.
-#[cfg(not(feature = "planted-bugs"))]
-pub(crate) const fn planted(_bug: Bug) -> bool {
+/// Whether this bug is there.
+#[cfg(test)]
+pub fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is there: never, but in tests.
+#[cfg(not(test))]
+pub const fn planted(_bug: Bug) -> bool {
     false
 }

@@ -175,10 +175,8 @@ fn a_failing_run_is_cut_down_to_what_breaks_it() {
 }
 
 /// Seeds in which each scenario has to catch a planted bug at least once.
-#[cfg(feature = "planted-bugs")]
 const COURSES: u64 = 4;
 
-#[cfg(feature = "planted-bugs")]
 #[test]
 fn each_of_the_seven_catches_each_planted_bug() {
     use crate::protocol::planted::{Bug, plant};
@@ -210,14 +208,6 @@ fn each_of_the_seven_catches_each_planted_bug() {
         assert!(run(&scenario).ok, "{} without any bug", scenario.name);
     }
     assert_eq!(missed, []);
-}
-
-#[cfg(not(feature = "planted-bugs"))]
-#[test]
-fn nothing_is_planted_in_an_ordinary_build() {
-    use crate::protocol::planted::{Bug, planted};
-    const { assert!(!planted(Bug::VoteWithoutHolding) && !planted(Bug::SkipTheLog)) };
-    const { assert!(!planted(Bug::SumInArrivalOrder) && !planted(Bug::CountTwice)) };
 }
 
 #[test]
