@@ -86,7 +86,12 @@ impl Peer {
 
 /// Two peers that are members to each other.
 async fn pair() -> (Peer, Peer) {
-    let (mut a, mut b) = (Peer::start(1).await, Peer::start(2).await);
+    pair_with(|_| ()).await
+}
+
+/// The same, the first of them configured otherwise.
+async fn pair_with(change: impl FnOnce(&mut NetConfig)) -> (Peer, Peer) {
+    let (mut a, mut b) = (Peer::start_with(1, change).await, Peer::start(2).await);
     a.knows(&b).await;
     b.knows(&a).await;
     a.net.set_members(vec![a.id(), b.id()]);
@@ -263,6 +268,21 @@ async fn a_blob_is_fetched_from_the_second_provider_when_the_first_is_gone() {
     assert_eq!(a.net.get(hash).await.unwrap().unwrap(), blob);
     assert_eq!(a.net.counters().fetches.failed_providers, 1);
     assert!(a.net.disk_bytes().await >= blob.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_drips_leaves_time_for_the_next() {
+    let (a, other) = (Peer::start(1).await, Peer::start(3).await);
+    let drips = Peer::start_with(2, |config| config.max_upload = Some(50_000)).await;
+    a.knows(&drips).await;
+    a.knows(&other).await;
+    let blob = Bytes::from(vec![9; 3_000_000]);
+    let hash = drips.net.put(blob.clone()).await.unwrap();
+    other.net.put(blob.clone()).await.unwrap();
+    let (len, providers) = (blob.len() as u64, vec![drips.id(), other.id()]);
+    a.net.fetch(hash, len, providers, Duration::from_secs(6)).await.unwrap();
+    assert_eq!(a.net.get(hash).await.unwrap().unwrap(), blob);
+    assert_eq!(a.net.counters().fetches.failed_providers, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -484,7 +504,7 @@ async fn dribblers(to: &Peer, count: u8) -> (Vec<iroh::Endpoint>, Vec<iroh::endp
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_who_dribble_or_say_nothing_keep_nobody_out_and_are_bounded() {
-    let (mut a, b) = pair().await;
+    let (mut a, b) = pair_with(|config| config.max_upload = Some(200_000)).await;
     // Twenty times eight: more than there is room for.
     let (_endpoints, silent) = dribblers(&a, 20).await;
     let strangers = a.net.counters().strangers;
@@ -513,8 +533,14 @@ async fn strangers_who_dribble_or_say_nothing_keep_nobody_out_and_are_bounded() 
     reply.send(Response::RunConfig(vec![7])).unwrap();
     assert_eq!(asked.await.unwrap().unwrap(), Response::RunConfig(vec![7]));
 
-    // Whoever says nothing at all is sent away; nobody else makes room for long.
+    // Nor is it sent away for saying nothing while it takes in what it asked for.
     let begun = Instant::now();
+    let blob = Bytes::from(vec![7; 4_500_000]);
+    let (hash, len, from) = (a.net.put(blob.clone()).await.unwrap(), blob.len() as u64, vec![a.id()]);
+    let taking = c.net.clone();
+    let taken = tokio::spawn(async move { taking.fetch(hash, len, from, 4 * SOON).await });
+
+    // Whoever says nothing at all is sent away; nobody else makes room for long.
     for connection in &silent {
         timeout(Duration::from_secs(30), connection.closed())
             .await
@@ -525,6 +551,9 @@ async fn strangers_who_dribble_or_say_nothing_keep_nobody_out_and_are_bounded() 
         begun.elapsed()
     );
     assert!(a.net.counters().strangers <= 128);
+    taken.await.unwrap().unwrap();
+    let secs = begun.elapsed().as_secs();
+    assert!(secs >= 21, "longer than anyone may be silent: {secs} s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,6 +35,8 @@ use crate::types::{Hash, PeerId};
 
 /// How long a provider may take to answer, or be silent in the middle.
 const STALL: Duration = Duration::from_secs(3);
+/// Providers that have their turn within the deadline of a fetch, however slowly those before them give what they have.
+const TURNS: u32 = 3;
 /// Transfers at once.
 const MAX_TRANSFERS: usize = 32;
 /// How often garbage is looked for, if there may be some.
@@ -256,8 +258,8 @@ impl Blobs {
         self.pool.connected()
     }
 
-    /// Gets a blob: a long one from all providers at once, else from the first that gives it, each for as long as it keeps sending,
-    /// all within `deadline`.
+    /// Gets a blob: a long one from all providers at once, else from the first that gives it, each for as long as it keeps sending, but no
+    /// longer than a [`TURNS`]th of the time if there are others. All within `deadline`.
     pub async fn fetch(
         &self,
         hash: Hash,
@@ -266,7 +268,16 @@ impl Blobs {
         deadline: Duration,
     ) -> Result<(), FetchError> {
         let mut attempts = Vec::new();
-        let outcome = timeout(deadline, self.fetch_from_any(hash, max_len, providers, &mut attempts)).await;
+        let turn = if providers.len() > 1 {
+            deadline / TURNS
+        } else {
+            deadline
+        };
+        let outcome = timeout(
+            deadline,
+            self.fetch_from_any(hash, max_len, providers, turn, &mut attempts),
+        )
+        .await;
         outcome.unwrap_or(Err(FetchError::Timeout {
             hash,
             limit: deadline,
@@ -279,6 +290,7 @@ impl Blobs {
         hash: Hash,
         max_len: u64,
         providers: &[PeerId],
+        turn: Duration,
         attempts: &mut Vec<(PeerId, String)>,
     ) -> Result<(), FetchError> {
         self.protect(hash);
@@ -300,7 +312,9 @@ impl Blobs {
         let failed: HashSet<PeerId> = attempts.iter().map(|(peer, _)| *peer).collect();
         let (again, first): (Vec<PeerId>, Vec<PeerId>) = providers.iter().partition(|peer| failed.contains(peer));
         for provider in first.into_iter().chain(again) {
-            match self.fetch_from(hash, max_len, provider).await {
+            let late = || Attempt::Failed(format!("it took longer than {turn:?}"));
+            let given = timeout(turn, self.fetch_from(hash, max_len, provider)).await;
+            match given.unwrap_or_else(|_| Err(late())) {
                 Ok(()) => {
                     self.protect(hash);
                     self.counters.fetched.fetch_add(1, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 //!
 //! - They have [`MAX_GUESTS`] connections between them, and each of them [`MAX_EACH`]. When all are taken the one that has been quiet
 //!   longest goes, so that someone who has something to say always gets in.
-//! - One that says nothing for [`QUIET`] is closed; what keeps a connection alive is not saying anything.
+//! - One that says nothing for [`QUIET`] is closed; what keeps a connection alive is not saying anything. Taking in what it asked for is.
 //! - What one has sent and nobody has read yet is at most [`GUEST_WINDOW`] bytes.
 //!
 //! None of this touches members, nor connections that this peer opened itself.
@@ -24,6 +24,8 @@ pub(super) const MAX_GUESTS: usize = 128;
 const MAX_EACH: usize = 8;
 /// How long a stranger may say nothing.
 const QUIET: Duration = Duration::from_secs(15);
+/// Bytes sent to it in that time that are as good as a word: no more goes out unless it acknowledges what came.
+const TAKEN: u64 = 240 << 10;
 /// Bytes of a stranger's that wait to be read: a little more than the longest frame. By default there is no limit, and a connection has a
 /// hundred streams to send on. Every connection begins with this much.
 pub(super) const GUEST_WINDOW: u32 = (super::links::MAX_FRAME + (64 << 10)) as u32;
@@ -51,18 +53,21 @@ struct Guest {
     handle: WeakConnectionHandle,
     /// Frames of streams that it has sent, when it was last looked at.
     said: u64,
-    /// When it was last seen to have sent more.
+    /// Bytes that had been sent to it when it last said something.
+    sent: u64,
+    /// When it was last seen to have sent more, or to have taken enough.
     spoke: Instant,
 }
 
 impl Guest {
     fn look(&mut self) {
-        let said = self
-            .handle
-            .upgrade()
-            .map_or(0, |connection| connection.stats().frame_rx.stream);
-        if said > self.said {
-            (self.said, self.spoke) = (said, Instant::now());
+        let Some(connection) = self.handle.upgrade() else {
+            return;
+        };
+        let stats = connection.stats();
+        let (said, sent) = (stats.frame_rx.stream, stats.udp_tx.bytes);
+        if said > self.said || sent >= self.sent.saturating_add(TAKEN) {
+            (self.said, self.sent, self.spoke) = (said, sent, Instant::now());
         }
     }
 
@@ -105,6 +110,7 @@ impl Gate {
             peer,
             handle,
             said: 0,
+            sent: 0,
             spoke,
         };
         inner.guests.insert(key, guest);

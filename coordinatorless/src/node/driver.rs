@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rand::seq::SliceRandom;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -519,12 +520,16 @@ impl Driver {
         }
     }
 
-    /// Who may hold blobs: the members, and whoever is linked. First those to whom a connection is open, and each peer begins with another one.
+    /// Who may hold blobs: the members, and whoever is linked. First those to whom a connection is open, and of these the members, since anyone may
+    /// be linked; otherwise by chance, so that no well-chosen id comes first.
     pub(super) fn others(&self) -> Vec<PeerId> {
         let net = &self.node.net;
-        let all: BTreeSet<PeerId> = self.members.iter().copied().chain(net.connected()).collect();
-        let after = all.range(self.keys.id()..);
-        there_first(net, after.chain(&all).copied())
+        let (mut all, mut linked) = (self.members.clone(), net.connected());
+        for group in [&mut all, &mut linked] {
+            group.shuffle(&mut rand::rng());
+        }
+        all.extend(linked);
+        there_first(net, all)
     }
 
     async fn report(&mut self) -> Result<(), NodeError> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use rand::seq::SliceRandom;
 
 use super::{Check, ModelSource, Opened, Step, leaf_ranges};
 use crate::net::{Net, Request, Response, SnapshotInfo};
@@ -28,6 +29,8 @@ const MAX_MODEL: u64 = 1 << 40;
 /// One attempt to fetch a model, whatever length it is said to have; another one follows where at least so much arrived a second.
 const ATTEMPT: Duration = Duration::from_secs(600);
 const SLOWEST: u64 = 16 << 10;
+/// Seconds that an attempt counts as at least.
+const MOMENT: u64 = 10;
 /// Rounds beyond two snapshots' distance that may still be bridged: a snapshot counts once the next record certifies it.
 const SPARE: u64 = 4;
 
@@ -141,7 +144,8 @@ async fn gather_all(net: &Net, records: Vec<Arc<Decided>>, others: &[PeerId]) ->
 }
 
 /// One contribution. Whoever is gone costs seconds each time it is asked, so those to whom a connection is open come first, as they are
-/// when it is asked, each attempt with another of them at the head; every third attempt begins with the others.
+/// when it is asked, each attempt with another of them at the head; every third attempt begins with the others. Its author and the voters, all of
+/// whom had it, come before anyone else, in an order that nobody can foresee: whoever lets others wait must not be first each time.
 async fn gather_one(
     net: &Net,
     decided: Arc<Decided>,
@@ -149,8 +153,9 @@ async fn gather_one(
     others: &[PeerId],
 ) -> Result<Vec<Bytes>, String> {
     let voters = decided.certificate.votes.iter().map(|(id, _)| *id);
-    let all = std::iter::once(one.member).chain(voters).chain(others.iter().copied());
-    let all: Vec<PeerId> = all.collect();
+    let mut all: Vec<PeerId> = std::iter::once(one.member).chain(voters).collect();
+    all.shuffle(&mut rand::rng());
+    all.extend(others);
     let (mut turn, mut held, mut arrived) = (0, 0, Instant::now());
     let at_most = PATIENCE + patience_for(one.commit.len.saturating_mul(AT_ONCE as u64));
     let began = Instant::now();
@@ -348,11 +353,12 @@ pub fn patience_for(bytes: u64) -> Duration {
 async fn snapshot_bytes(net: &Net, entry: &SnapshotEntry, others: &[PeerId]) -> Result<Bytes, String> {
     let deadline = patience_for(entry.model_len).min(ATTEMPT);
     while !net.has(entry.model_root).await {
-        let before = net.held(entry.model_root).await;
+        let (began, before) = (Instant::now(), net.held(entry.model_root).await);
         let fetched = net.fetch(entry.model_root, entry.model_len, others.to_vec(), deadline);
         let Err(error) = fetched.await else { break };
         let grown = net.held(entry.model_root).await.saturating_sub(before);
-        if grown < deadline.as_secs() * SLOWEST {
+        // All may have given up long before the deadline.
+        if grown < began.elapsed().as_secs().max(MOMENT) * SLOWEST {
             return Err(error.to_string());
         }
     }
