@@ -44,8 +44,9 @@ pub(super) struct Held<'a> {
 struct Visit {
     net: Net,
     others: Vec<PeerId>,
-    /// How many were asked.
+    /// How many were asked whether they are there, and how many said so.
     asked: usize,
+    answered: usize,
 }
 
 impl<'a> Held<'a> {
@@ -197,8 +198,9 @@ impl<'a> Held<'a> {
         let whole = |root: Hash| self.here(root).or_else(|| file(root).map(Bytes::from));
         let roots = [commit.accumulator_before, commit.accumulator_after];
         let both = |one: &dyn Fn(Hash) -> Option<Bytes>| {
-            let [before, after] = roots.map(|root| if root == zero { Some(Bytes::new()) } else { one(root) });
-            before.zip(after)
+            let of = |root| if root == zero { Some(Bytes::new()) } else { one(root) };
+            let before = of(commit.accumulator_before)?;
+            Some((before, of(commit.accumulator_after)?))
         };
         if let Some((before, after)) = both(&whole) {
             return Ok(Opened::Whole(before, after));
@@ -224,7 +226,7 @@ impl<'a> Held<'a> {
                 root.short()
             );
         }
-        let lacks = || {
+        let lacks = |root: Hash| {
             format!(
                 "accumulator {} cannot be had{}: the member itself and whoever has audited this round hold it, while they run",
                 root.short(),
@@ -232,18 +234,18 @@ impl<'a> Held<'a> {
             )
         };
         if self.visit.as_ref().is_some_and(|visit| visit.others.is_empty()) {
-            bail!(lacks());
+            bail!(lacks(root));
         }
         let any = |root: Hash| match whole(root) {
-            None if root != zero => self.blob(root, bytes),
+            None if root != zero => self.blob(root, bytes).with_context(|| lacks(root)),
             held => Ok(held.unwrap_or_default()),
         };
-        let [before, after] = roots.map(any);
-        Ok(Opened::Whole(before.with_context(lacks)?, after.with_context(lacks)?))
+        let before = any(commit.accumulator_before)?;
+        Ok(Opened::Whole(before, any(commit.accumulator_after)?))
     }
 
     fn who_answered(&self) -> String {
-        let answered = |visit: &Visit| format!(" (of {} peers asked, {} answered)", visit.asked, visit.others.len());
+        let answered = |visit: &Visit| format!(" (of {} peers asked, {} answered)", visit.asked, visit.answered);
         self.visit.as_ref().map(answered).unwrap_or_default()
     }
 
@@ -285,8 +287,15 @@ impl Visit {
         let asked = likely.len();
         let each = stream::iter(likely).map(answers).buffered(AT_ONCE);
         let there: Vec<Option<PeerId>> = each.collect().await;
-        let others = there.into_iter().flatten().take(MAX_ASKED).collect();
-        Ok(Self { net, others, asked })
+        let mut others: Vec<PeerId> = there.into_iter().flatten().collect();
+        let answered = others.len();
+        others.truncate(MAX_ASKED);
+        Ok(Self {
+            net,
+            others,
+            asked,
+            answered,
+        })
     }
 }
 
@@ -302,7 +311,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Files by hard link where they are only read; the index, which the store may write to, in full.
+/// Files by hard link where they are only read; the index, which the store may write to, in full. A live peer may delete some meanwhile.
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
         let (path, target) = {
@@ -312,9 +321,17 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         if path.is_dir() {
             std::fs::create_dir_all(&target)?;
             copy_folder(&path, &target)?;
-        } else if path.extension().is_none_or(|ending| ending != "data") || std::fs::hard_link(&path, &target).is_err()
-        {
-            std::fs::copy(&path, &target).with_context(|| format!("cannot copy {}", path.display()))?;
+            continue;
+        }
+        let is_read_only = path.extension().is_some_and(|ending| ending == "data");
+        if is_read_only && std::fs::hard_link(&path, &target).is_ok() {
+            continue;
+        }
+        match std::fs::copy(&path, &target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound || path.exists() => {
+                return Err(error).with_context(|| format!("cannot copy {}", path.display()));
+            }
+            _ => {}
         }
     }
     Ok(())
