@@ -6,7 +6,7 @@ the loss of the model that the others are left with, beside the same swarm witho
     launch/benches/cheats.py target/release/murmur --runs 3 flip skip  # these, three seeds each
 
 Rounds end with their batches, not by the clock, so every run trains on the same number of tokens a round. Prints a table in Markdown; with --keep DIR
-each run's report is kept there, and not made again.
+each run's report is kept there, and what stopped goes on.
 """
 
 import argparse
@@ -61,8 +61,8 @@ SETS = [
 def demo(args, seed, cheat, peers):
     """One run of so many peers: its report, and who has how many points."""
     name = cheat or (f"honest-of-{peers}" if peers != args.peers - 1 else "honest")
-    file = Path(args.keep or "") / f"{name}-{seed}.json"
-    if args.keep and file.exists():
+    file = Path(args.keep) / f"{name}-{seed}.json"
+    if file.exists():
         return json.loads(file.read_text())
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "demo"
@@ -81,9 +81,7 @@ def demo(args, seed, cheat, peers):
         show = [args.murmur, "ledger", "show", "--json", "--dir", folder / "peer-1"]
         ledger = json.loads(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
     report["points"] = {one["id"]: one["provisional"] + one["vested"] for one in ledger["members"]}
-    if args.keep:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report))
+    file.write_text(json.dumps(report))
     print(f"{name}, seed {seed}: loss {report['val_loss']:.4f} {report['faults'] or ''}", file=sys.stderr)
     return report
 
@@ -126,6 +124,15 @@ def row(args, cheat):
     )
 
 
+def table(args):
+    honest = baseline(args, args.peers - 1)
+    print(f"loss of {args.peers - 1} peers without a cheat: {', '.join(f'{loss:.4f}' for loss in honest)}\n")
+    print("| cheat, in every round | distance (0.01 passes) | barred | round | points kept | loss beside those without it | beside as many honest | honest accused | faults |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for cheat in args.cheats or CHEATS:
+        row(args, cheat)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("murmur")
@@ -136,12 +143,11 @@ def main():
     parser.add_argument("--text", help="in place of the plays")
     parser.add_argument("--keep", metavar="DIR")
     args = parser.parse_intermixed_args()
-    honest = baseline(args, args.peers - 1)
-    print(f"loss of {args.peers - 1} peers without a cheat: {', '.join(f'{loss:.4f}' for loss in honest)}\n")
-    print("| cheat, in every round | distance (0.01 passes) | barred | round | points kept | loss beside those without it | beside as many honest | honest accused | faults |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for cheat in args.cheats or CHEATS:
-        row(args, cheat)
+    # The honest runs stand beside every cheat, so they are made once in any case.
+    with tempfile.TemporaryDirectory() as folder:
+        args.keep = args.keep or folder
+        Path(args.keep).mkdir(parents=True, exist_ok=True)
+        table(args)
 
 
 if __name__ == "__main__":
