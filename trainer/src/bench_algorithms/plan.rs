@@ -308,7 +308,7 @@ impl Plan {
     #[must_use]
     pub fn preset(preset: Preset) -> Self {
         let series = match preset {
-            Preset::Short => vec![whole(setting("demo", 4, 24), FEW_ROUNDS, 1, FEW_ATTACKS)],
+            Preset::Short => vec![whole(setting("demo", 4, 18), FEW_ROUNDS, 1, FEW_ATTACKS)],
             Preset::Long => vec![
                 whole(setting("demo", 4, 60), MANY_ROUNDS, 2, &Attack::ALL),
                 few(setting("demo", 8, 30), FEW_ROUNDS),
