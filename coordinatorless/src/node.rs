@@ -51,6 +51,10 @@ pub struct NodeConfig {
     pub opens_leaves: bool,
     /// Files that joiners may fetch by hash: the manifest and the data shards.
     pub shared_files: Vec<PathBuf>,
+    /// Snapshots that this peer wrote, each named by its BLAKE3. What the blob store has lost of them is put back.
+    pub snapshots: Vec<PathBuf>,
+    /// Its accumulators likewise, with their branches, oldest first. Nobody else has those, and auditors ask for them.
+    pub accumulators: Vec<(Branch, PathBuf)>,
     /// Take part up to this round, then serve until the others are there too, then stop.
     pub last_round: Option<Round>,
     /// Most bytes of blobs on disk; nothing that R17 needs is dropped for it, but a warning is given.

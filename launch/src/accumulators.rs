@@ -95,18 +95,39 @@ pub fn find(folder: &Path, root: Hash) -> Option<PathBuf> {
     files.find(|file| file.is_file())
 }
 
+/// All accumulators in a peer's folder of them, with their branches: of each the oldest first.
+pub fn all(folder: &Path) -> Vec<(Branch, PathBuf)> {
+    let mut all = Vec::new();
+    for branch in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Some(number) = branch.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        all.extend(by_age(&branch.path()).into_iter().map(|path| (number, path)));
+    }
+    all
+}
+
 /// All but the newest `keep` in this folder, `newest` being one of those.
 fn oldest(folder: &Path, newest: &Path, keep: usize) -> Vec<PathBuf> {
+    let mut all = by_age(folder);
+    all.retain(|path| path != newest);
+    all.truncate(all.len().saturating_sub(keep.saturating_sub(1)));
+    all
+}
+
+/// What is in this folder, the oldest first.
+fn by_age(folder: &Path) -> Vec<PathBuf> {
     let age = |path: &Path| {
         fs::metadata(path)
             .and_then(|meta| meta.modified())
             .unwrap_or(SystemTime::UNIX_EPOCH)
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let others = entries.map(|entry| entry.path()).filter(|path| path != newest);
-    let mut all: Vec<(SystemTime, PathBuf)> = others.map(|path| (age(&path), path)).collect();
+    let mut all: Vec<(SystemTime, PathBuf)> = entries
+        .map(|entry| entry.path())
+        .map(|path| (age(&path), path))
+        .collect();
     all.sort();
-    all.truncate(all.len().saturating_sub(keep.saturating_sub(1)));
     all.into_iter().map(|(_, path)| path).collect()
 }
 
@@ -145,6 +166,15 @@ mod tests {
         let own: Vec<Hash> = (0..5).map(|i| save(8, 10.0 + i as f32)).collect();
         assert_eq!(kept(&own), [false, false, false, true, true]);
         assert_eq!(kept(&left), [false, true, true], "rounds on one branch age no other");
+        let file = |branch, root: &Hash| (branch, temp.path().join(format!("{branch}/{root}")));
+        let mut all_there = super::all(temp.path());
+        all_there.sort_by_key(|(branch, _)| *branch);
+        let there = [(7, &left[1]), (7, &left[2]), (8, &own[3]), (8, &own[4])];
+        assert_eq!(
+            all_there,
+            there.map(|(branch, root)| file(branch, root)),
+            "the oldest of each first"
+        );
         let back = save(7, 4.0);
         assert_eq!(kept(&left), [false, false, true]);
         let third = save(9, 20.0);

@@ -1,7 +1,8 @@
 //! What a peer does before it starts: files that were changed or torn since it stopped are noticed, and fetched again from the others.
 //!
 //! Snapshots and large blobs are named by their BLAKE3 hash, so one read of each tells. The blob store believes its own notes of what it
-//! holds whole; where one file differs, the whole store goes: everything in it is addressed by its content and can be had again.
+//! holds whole; where one file differs, the whole store goes: everything in it is addressed by its content and can be had again, or was written by
+//! this peer and lies in other folders, too.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -45,7 +46,8 @@ pub fn drop_damaged(dir: &PeerDir) -> Result<Vec<PathBuf>> {
     Ok(differing)
 }
 
-fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+/// The files in this folder whose names end so.
+pub fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.path())
@@ -58,9 +60,12 @@ fn named(path: &Path) -> Option<Hash> {
     Hash::from_hex(path.file_stem()?.to_str()?)
 }
 
-/// A blob that is still on its way has a map of what is there beside it, and another content than its name says.
+/// A blob that is still on its way has its sizes beside it, and another content than its name says. There is also a map of what is there, unless the
+/// process was killed before it was written.
 fn is_partial(path: &Path) -> bool {
-    path.with_extension("bitfield").exists()
+    ["sizes4", "bitfield"]
+        .iter()
+        .any(|kind| path.with_extension(kind).exists())
 }
 
 fn hash(path: &Path) -> std::io::Result<Hash> {
@@ -85,9 +90,14 @@ mod tests {
         fs::write(dir.snapshots().join("current.safetensors"), b"any").unwrap();
         let partial = data.join(format!("{}.data", Hash::of(b"whole")));
         fs::write(&partial, b"wh").unwrap();
-        fs::write(partial.with_extension("bitfield"), b"").unwrap();
-        assert!(drop_damaged(&dir).unwrap().is_empty());
-        assert!(partial.exists());
+        for kind in ["sizes4", "bitfield"] {
+            let beside = partial.with_extension(kind);
+            fs::write(&beside, b"").unwrap();
+            assert!(drop_damaged(&dir).unwrap().is_empty(), "{kind}");
+            assert!(partial.exists());
+            fs::remove_file(beside).unwrap();
+        }
+        fs::write(partial.with_extension("sizes4"), b"").unwrap();
 
         fs::write(&good, b"modem").unwrap();
         assert_eq!(drop_damaged(&dir).unwrap(), std::slice::from_ref(&good));

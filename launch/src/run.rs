@@ -22,7 +22,7 @@ use coordinatorless::wire::Keys;
 use tokio::sync::{mpsc, watch};
 use trainer::compress::Codec;
 
-use crate::cheat::Cheat;
+use crate::cheat::{self, Cheat};
 use crate::device::{devices, threads};
 use crate::events::{Event, EventLog};
 use crate::held_out::HeldOut;
@@ -32,7 +32,7 @@ use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::reporter::Reporter;
 use crate::side::{self, Backlog};
-use crate::{disk, speed, training, worker};
+use crate::{accumulators, disk, heal, speed, training, worker};
 
 /// How far computing threads stand back (nice; 0 is usual, 19 the most): a third of a contended core instead of half.
 #[cfg(target_os = "linux")]
@@ -110,6 +110,10 @@ pub async fn run(start: Start) -> Result<()> {
     let reporting = tokio::spawn(reporter.run(notices, evals, status));
     let listening = tokio::spawn(leave_on_signal(commands_sender));
 
+    let mut opened = accumulators::all(&dir.accumulators());
+    for (_, file) in &mut opened {
+        *file = cheat::opened(cheat, std::mem::take(file))?;
+    }
     let node = Node {
         config: NodeConfig {
             run: Arc::new(config),
@@ -118,6 +122,8 @@ pub async fn run(start: Start) -> Result<()> {
             accumulator_bytes: 4 * kit.algorithm.codec().params() as u64,
             opens_leaves: kit.opens_leaves(),
             shared_files: shared_files(&dir, &kit),
+            snapshots: heal::files(&dir.snapshots(), "safetensors"),
+            accumulators: opened,
             last_round: last_round.map(Round),
             // The reporter tells, once, when the disk's limit is passed; nothing could be dropped for it.
             disk_budget: None,

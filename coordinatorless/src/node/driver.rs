@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::audits::{Asking, Audit};
-use super::restore::read_chain;
+use super::restore::{put_back, read_chain};
 use super::speeds::{AT_ONCE, Looked};
 use super::transfer::{Wanted, there_first};
 use super::{ACCUMULATOR_BRANCHES, Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
@@ -117,8 +117,9 @@ fn next_sequence(store: &Store) -> Result<u64, NodeError> {
 impl Driver {
     async fn new(node: Node, keys: Keys) -> Result<Self, NodeError> {
         let (chain, history) = read_chain(&node)?;
+        let round = chain.agreed.round;
         // R19: a member whose log is gone listens for one round. A newcomer, or a run that begins, has signed nothing.
-        let begun = chain.agreed.round > Round(0);
+        let begun = round > Round(0);
         let lost = begun && chain.member(&keys.id()).is_some() && node.store.wal_was_lost()?;
         let wal = if lost { None } else { Some(node.store.wal_entries()?) };
         let sequence = next_sequence(&node.store)?;
@@ -137,6 +138,7 @@ impl Driver {
         for file in &node.config.shared_files {
             shared.insert(node.net.put_file(file).await?);
         }
+        let accumulators = put_back(&node, round).await?;
         let mut driver = Self {
             traces: node.store.traces()?,
             state: State::new(setup),
@@ -152,7 +154,7 @@ impl Driver {
             busy: true,
             epoch: 0,
             training: (0, Round(0)),
-            accumulators: VecDeque::new(),
+            accumulators,
             openings: BTreeMap::new(),
             looking: HashSet::new(),
             no_use: BTreeMap::new(),
@@ -168,7 +170,6 @@ impl Driver {
             barred_for: None,
             node,
         };
-        let round = driver.state.chain().agreed.round;
         let branch = driver.state.chain().agreed.branch;
         driver.decided.send_replace(round);
         let effects = driver.state.start(driver.now());
