@@ -433,6 +433,11 @@ impl Net {
         self.inner.blobs.retain(&keep);
     }
 
+    /// Where blobs are stored.
+    pub fn blobs_folder(&self) -> &Path {
+        self.inner.blobs.folder()
+    }
+
     /// Bytes that blobs take on disk.
     pub async fn disk_bytes(&self) -> u64 {
         self.inner.blobs.disk_bytes().await

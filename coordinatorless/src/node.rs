@@ -5,7 +5,7 @@
 //! it gets [`Work`] and gives [`Done`]; models and contributions pass through here as bytes.
 //!
 //! - `driver`: the loop. `effects`: what it does for each effect. `serve`: what others may ask, and what is kept for them.
-//!   `audits`: what an auditor asks of a member. `tries`: when one that gives no answer has refused. `speeds`: openings of proofs of speed. `restore`: the chain after a restart. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
+//!   `audits`: what an auditor asks of a member. `tries`: when one that gives no answer has refused. `speeds`: openings of proofs of speed. `restore`: the chain after a restart, and own files for the others. `transfer`: blobs in, blobs out, models rebuilt from snapshots and counted contributions.
 //! - [`join`]: what a newcomer does before it starts like a restarted peer (R18).
 
 mod audits;
@@ -51,9 +51,9 @@ pub struct NodeConfig {
     pub opens_leaves: bool,
     /// Files that joiners may fetch by hash: the manifest and the data shards.
     pub shared_files: Vec<PathBuf>,
-    /// Snapshots that this peer wrote, each named by its BLAKE3. What the blob store has lost of them is put back.
-    pub snapshots: Vec<PathBuf>,
-    /// Its accumulators likewise, with their branches, oldest first. Nobody else has those, and auditors ask for them.
+    /// The folder of the snapshots that this peer writes. What the blob store has lost of them is put back.
+    pub snapshots: PathBuf,
+    /// Its accumulators likewise, each named by its BLAKE3, with their branches: oldest first. Nobody else has those, and auditors ask for them.
     pub accumulators: Vec<(Branch, PathBuf)>,
     /// Take part up to this round, then serve until the others are there too, then stop.
     pub last_round: Option<Round>,

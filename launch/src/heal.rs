@@ -1,8 +1,8 @@
 //! What a peer does before it starts: files that were changed or torn since it stopped are noticed, and fetched again from the others.
 //!
 //! Snapshots and large blobs are named by their BLAKE3 hash, so one read of each tells. The blob store believes its own notes of what it
-//! holds whole; where one file differs, the whole store goes: everything in it is addressed by its content and can be had again, or was written by
-//! this peer and lies in other folders, too.
+//! holds whole; where one file differs, the whole store goes. The others have what was in it, or it lies in this peer's other folders, too; only a
+//! contribution that nobody fetched yet is lost.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -46,8 +46,7 @@ pub fn drop_damaged(dir: &PeerDir) -> Result<Vec<PathBuf>> {
     Ok(differing)
 }
 
-/// The files in this folder whose names end so.
-pub fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.path())

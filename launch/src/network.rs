@@ -25,7 +25,7 @@ use crate::{disk, start_model};
 
 /// The largest manifest that is fetched.
 const MAX_MANIFEST: u64 = 64 << 20;
-/// A provider that does not give a shard within this long is given up for it.
+/// A shard that nobody gives within this long is given up.
 const FETCH: Duration = Duration::from_secs(120);
 
 /// Who this peer calls first: the ticket's peers, those named in peer.toml, those met before.

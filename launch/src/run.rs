@@ -32,7 +32,7 @@ use crate::peer_dir::{PeerDir, PeerFile};
 use crate::progress::Progress;
 use crate::reporter::Reporter;
 use crate::side::{self, Backlog};
-use crate::{accumulators, disk, heal, speed, training, worker};
+use crate::{accumulators, disk, speed, training, worker};
 
 /// How far computing threads stand back (nice; 0 is usual, 19 the most): a third of a contended core instead of half.
 #[cfg(target_os = "linux")]
@@ -122,7 +122,7 @@ pub async fn run(start: Start) -> Result<()> {
             accumulator_bytes: 4 * kit.algorithm.codec().params() as u64,
             opens_leaves: kit.opens_leaves(),
             shared_files: shared_files(&dir, &kit),
-            snapshots: heal::files(&dir.snapshots(), "safetensors"),
+            snapshots: dir.snapshots(),
             accumulators: opened,
             last_round: last_round.map(Round),
             // The reporter tells, once, when the disk's limit is passed; nothing could be dropped for it.

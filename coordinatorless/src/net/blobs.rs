@@ -4,7 +4,7 @@
 //! stalls, goes on with the next from where the last one left off, and refuses content longer than was promised before taking
 //! any of it. What is longer than a shard comes from several at once (`pieces`). What nobody wants any more is collected as garbage after [`Blobs::retain`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -259,7 +259,7 @@ impl Blobs {
     }
 
     /// Gets a blob: a long one from all providers at once, else from the first that gives it, each for as long as it keeps sending, but no
-    /// longer than a [`TURNS`]th of the time if there are others. All within `deadline`.
+    /// longer than a [`TURNS`]th of the time while there are others. All within `deadline`.
     pub async fn fetch(
         &self,
         hash: Hash,
@@ -268,16 +268,8 @@ impl Blobs {
         deadline: Duration,
     ) -> Result<(), FetchError> {
         let mut attempts = Vec::new();
-        let turn = if providers.len() > 1 {
-            deadline / TURNS
-        } else {
-            deadline
-        };
-        let outcome = timeout(
-            deadline,
-            self.fetch_from_any(hash, max_len, providers, turn, &mut attempts),
-        )
-        .await;
+        let fetched = self.fetch_from_any(hash, max_len, providers, deadline, &mut attempts);
+        let outcome = timeout(deadline, fetched).await;
         outcome.unwrap_or(Err(FetchError::Timeout {
             hash,
             limit: deadline,
@@ -290,7 +282,7 @@ impl Blobs {
         hash: Hash,
         max_len: u64,
         providers: &[PeerId],
-        turn: Duration,
+        deadline: Duration,
         attempts: &mut Vec<(PeerId, String)>,
     ) -> Result<(), FetchError> {
         self.protect(hash);
@@ -311,28 +303,63 @@ impl Blobs {
         // Whoever failed already is asked again only after everyone else.
         let failed: HashSet<PeerId> = attempts.iter().map(|(peer, _)| *peer).collect();
         let (again, first): (Vec<PeerId>, Vec<PeerId>) = providers.iter().partition(|peer| failed.contains(peer));
-        for provider in first.into_iter().chain(again) {
-            let late = || Attempt::Failed(format!("it took longer than {turn:?}"));
-            let given = timeout(turn, self.fetch_from(hash, max_len, provider)).await;
-            match given.unwrap_or_else(|_| Err(late())) {
-                Ok(()) => {
-                    self.protect(hash);
-                    self.counters.fetched.fetch_add(1, Ordering::Relaxed);
-                    return Ok(());
-                }
-                Err(attempt) => {
-                    self.gave_up();
-                    if let Attempt::TooLong(found) = attempt {
-                        return self.within(hash, max_len, found);
-                    }
-                    attempts.push((provider, attempt.to_string()));
-                }
+        let all = first.into_iter().chain(again).collect();
+        match self
+            .by_turns(hash, Asked::Whole { max_len }, all, deadline, attempts)
+            .await
+        {
+            Ok(true) => {
+                self.protect(hash);
+                self.counters.fetched.fetch_add(1, Ordering::Relaxed);
+                Ok(())
             }
+            Ok(false) => Err(FetchError::NotFound {
+                hash,
+                attempts: std::mem::take(attempts),
+            }),
+            Err(found) => self.within(hash, max_len, found),
         }
-        Err(FetchError::NotFound {
-            hash,
-            attempts: std::mem::take(attempts),
-        })
+    }
+
+    /// Asks each in turn until one gives it; who was only late is asked again after the others, and the last who is left has all the time that is
+    /// left. Whether it came; an error is the length of a blob that is too long.
+    async fn by_turns(
+        &self,
+        hash: Hash,
+        asked: Asked<'_>,
+        mut providers: VecDeque<PeerId>,
+        deadline: Duration,
+        attempts: &mut Vec<(PeerId, String)>,
+    ) -> Result<bool, u64> {
+        while let Some(provider) = providers.pop_front() {
+            let turn = if providers.is_empty() {
+                deadline
+            } else {
+                deadline / TURNS
+            };
+            let give = async {
+                match asked {
+                    Asked::Whole { max_len } => self.fetch_from(hash, max_len, provider).await,
+                    Asked::Part { len, wanted } => self.fetch_part(hash, len, wanted, provider).await,
+                }
+            };
+            let failed = match timeout(turn, give).await {
+                Ok(Ok(())) => return Ok(true),
+                Ok(Err(Attempt::TooLong(found))) => {
+                    self.gave_up();
+                    return Err(found);
+                }
+                Ok(Err(attempt)) => attempt.to_string(),
+                Err(_) => {
+                    providers.push_back(provider);
+                    format!("it took longer than {turn:?}")
+                }
+            };
+            self.gave_up();
+            attempts.retain(|(peer, _)| *peer != provider);
+            attempts.push((provider, failed));
+        }
+        Ok(false)
     }
 
     fn within(&self, hash: Hash, max_len: u64, found: u64) -> Result<(), FetchError> {
@@ -378,12 +405,8 @@ impl Blobs {
         self.protect(hash);
         let wanted = chunks(ranges);
         let mut attempts = Vec::new();
-        let fetched = timeout(
-            deadline,
-            self.part_from_any(hash, len, &wanted, providers, &mut attempts),
-        )
-        .await;
-        match fetched {
+        let fetched = self.part_from_any(hash, len, &wanted, providers, deadline, &mut attempts);
+        match timeout(deadline, fetched).await {
             Ok(true) => self.proof(hash, wanted).await,
             Ok(false) => Err(FetchError::NotFound { hash, attempts }),
             Err(_) => Err(FetchError::Timeout {
@@ -401,22 +424,16 @@ impl Blobs {
         len: u64,
         wanted: &ChunkRanges,
         providers: &[PeerId],
+        deadline: Duration,
         attempts: &mut Vec<(PeerId, String)>,
     ) -> bool {
         let held = self.missing_of(hash, wanted).await;
         if held.is_ok_and(|missing| missing.is_empty()) {
             return true;
         }
-        for provider in providers {
-            match self.fetch_part(hash, len, wanted, *provider).await {
-                Ok(()) => return true,
-                Err(attempt) => {
-                    self.gave_up();
-                    attempts.push((*provider, attempt.to_string()));
-                }
-            }
-        }
-        false
+        let providers = providers.iter().copied().collect();
+        let part = Asked::Part { len, wanted };
+        self.by_turns(hash, part, providers, deadline, attempts).await == Ok(true)
     }
 
     async fn missing_of(&self, hash: Hash, wanted: &ChunkRanges) -> Result<ChunkRanges, Attempt> {
@@ -526,6 +543,11 @@ impl Blobs {
         state.due_until = Some(Instant::now() + FRESH);
     }
 
+    /// Where the store is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Bytes that the store takes on disk.
     pub async fn disk_bytes(&self) -> u64 {
         let folder = self.folder.clone();
@@ -568,6 +590,15 @@ enum Attempt {
     TooLong(u64),
     #[error("{0}")]
     Failed(String),
+}
+
+/// What is asked of providers, of one blob.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    /// All of it, of at most so many bytes.
+    Whole { max_len: u64 },
+    /// These chunks, where its length is known.
+    Part { len: u64, wanted: &'a ChunkRanges },
 }
 
 /// Ranges of chunks as the store has them.

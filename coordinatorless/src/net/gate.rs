@@ -24,8 +24,8 @@ pub(super) const MAX_GUESTS: usize = 128;
 const MAX_EACH: usize = 8;
 /// How long a stranger may say nothing.
 const QUIET: Duration = Duration::from_secs(15);
-/// Bytes sent to it in that time that are as good as a word: no more goes out unless it acknowledges what came.
-const TAKEN: u64 = 240 << 10;
+/// Frames of streams sent to it in that time, of up to 1.2 kB each, that are as good as a word: no more goes out unless it acknowledges what came.
+const TAKEN: u64 = 200;
 /// Bytes of a stranger's that wait to be read: a little more than the longest frame. By default there is no limit, and a connection has a
 /// hundred streams to send on. Every connection begins with this much.
 pub(super) const GUEST_WINDOW: u32 = (super::links::MAX_FRAME + (64 << 10)) as u32;
@@ -53,10 +53,13 @@ struct Guest {
     handle: WeakConnectionHandle,
     /// Frames of streams that it has sent, when it was last looked at.
     said: u64,
-    /// Bytes that had been sent to it when it last said something.
+    /// Frames that had been sent to it when it last said something.
     sent: u64,
     /// When it was last seen to have sent more, or to have taken enough.
     spoke: Instant,
+    /// All frames, and when there were last more: who is being served is not quiet, however slow it is.
+    seen: u64,
+    stirred: Instant,
 }
 
 impl Guest {
@@ -65,7 +68,11 @@ impl Guest {
             return;
         };
         let stats = connection.stats();
-        let (said, sent) = (stats.frame_rx.stream, stats.udp_tx.bytes);
+        let (said, sent) = (stats.frame_rx.stream, stats.frame_tx.stream);
+        let all = said.saturating_add(sent);
+        if all > self.seen {
+            (self.seen, self.stirred) = (all, Instant::now());
+        }
         if said > self.said || sent >= self.sent.saturating_add(TAKEN) {
             (self.said, self.sent, self.spoke) = (said, sent, Instant::now());
         }
@@ -100,7 +107,7 @@ impl Gate {
         }
         if inner.guests.len() >= MAX_GUESTS {
             inner.guests.values_mut().for_each(Guest::look);
-            let quietest = inner.guests.iter().min_by_key(|(_, guest)| guest.spoke);
+            let quietest = inner.guests.iter().min_by_key(|(_, guest)| guest.stirred);
             let quietest = quietest.map(|(key, _)| *key)?;
             inner.guests.remove(&quietest)?.close(b"too many peers");
         }
@@ -112,6 +119,8 @@ impl Gate {
             said: 0,
             sent: 0,
             spoke,
+            seen: 0,
+            stirred: spoke,
         };
         inner.guests.insert(key, guest);
         Some(key)

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::audits::{Asking, Audit};
-use super::restore::{put_back, read_chain};
+use super::restore::{self, read_chain};
 use super::speeds::{AT_ONCE, Looked};
 use super::transfer::{Wanted, there_first};
 use super::{ACCUMULATOR_BRANCHES, Command, Done, ModelSource, Node, NodeError, NodeStatus, Step, Work};
@@ -138,7 +138,13 @@ impl Driver {
         for file in &node.config.shared_files {
             shared.insert(node.net.put_file(file).await?);
         }
-        let accumulators = put_back(&node, round).await?;
+        let mut jobs = JoinSet::new();
+        let written = restore::written(&node.config, &node.store);
+        let putting = restore::put_back(node.net.clone(), node.store.clone(), written);
+        jobs.spawn(async move {
+            putting.await;
+            Job::Nothing
+        });
         let mut driver = Self {
             traces: node.store.traces()?,
             state: State::new(setup),
@@ -146,7 +152,7 @@ impl Driver {
             began: Instant::now(),
             clock: Clock::new(0, 1),
             timers: BTreeMap::new(),
-            jobs: JoinSet::new(),
+            jobs,
             decided: watch::Sender::new(Round(0)),
             fetching: HashSet::new(),
             applying: VecDeque::new(),
@@ -154,7 +160,7 @@ impl Driver {
             busy: true,
             epoch: 0,
             training: (0, Round(0)),
-            accumulators,
+            accumulators: restore::accumulators(&node.config, round),
             openings: BTreeMap::new(),
             looking: HashSet::new(),
             no_use: BTreeMap::new(),

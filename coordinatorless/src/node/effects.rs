@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rand::seq::SliceRandom;
 
 use super::driver::{Driver, Job};
+use super::transfer::there_first;
 use super::{NodeError, Work, transfer};
 use crate::net::{Request, Response};
 use crate::protocol::event::Effect;
@@ -102,6 +104,9 @@ impl Driver {
             return;
         }
         providers.retain(|id| *id != self.keys.id());
+        // By chance: no well-chosen id comes first each time.
+        providers.shuffle(&mut rand::rng());
+        let providers = there_first(&self.node.net, providers);
         let (net, check, blob) = (self.node.net.clone(), self.node.host.check.clone(), commit.blob);
         self.jobs
             .spawn(async move { Job::Wanted(blob, transfer::want(net, commit, providers, check).await) });

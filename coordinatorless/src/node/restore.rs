@@ -1,14 +1,16 @@
 //! A restarted peer's chain, from its store (R19), and what it wrote itself and others may ask for, from its files.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Node, NodeError};
+use super::serve::snapshot_file;
+use super::{Node, NodeConfig, NodeError, transfer};
 use crate::config::RunConfig;
 use crate::net::Net;
 use crate::protocol::chain::ChainState;
 use crate::protocol::sync::{branch_base, verify_next};
+use crate::store::Store;
 use crate::types::*;
 use crate::wire::Scheme;
 
@@ -23,65 +25,62 @@ pub(super) fn history_window(config: &RunConfig) -> u64 {
 
 /// Rounds that training may be ahead of the last record (R16).
 const AHEAD: u64 = 2;
+/// Where the store has the folder in which the blob store last knew all that this peer wrote.
+const KNOWN_IN: &str = "known_in";
 
-/// Where the store has the folders whose files the blob store was told of.
-const FOLDERS: &str = "folders";
-
-/// Puts the files that this peer wrote itself back into the blob store where that has lost them. It knows them by their whole paths, so all are put back
-/// after the peer's directory was moved. Returns its accumulators, for auditors: a round makes one at most, so counted back from the newest none is taken
-/// for older than it is.
-pub(super) async fn put_back(node: &Node, last: Round) -> Result<VecDeque<(Branch, Round, Hash)>, NodeError> {
-    let (config, store) = (&node.config, &node.store);
-    let written = config.accumulators.iter().map(|(_, file)| file);
-    let folders = folders(config.snapshots.iter().chain(written));
-    let moved = store.meta_get(FOLDERS)?.is_none_or(|noted| noted != folders);
-    for file in &config.snapshots {
-        put_back_file(&node.net, file, moved).await;
-    }
-    let (mut ages, mut accumulators) = (BTreeMap::new(), VecDeque::new());
-    for (branch, file) in config.accumulators.iter().rev() {
-        let age: &mut u64 = ages.entry(*branch).or_default();
-        let round = Round(last.0.saturating_add(AHEAD).saturating_sub(*age));
-        *age += 1;
-        if let Some(root) = put_back_file(&node.net, file, moved).await {
-            accumulators.push_front((*branch, round, root));
-        }
-    }
-    if moved {
-        node.net.flush_blobs().await?;
-        store.meta_put(FOLDERS, &folders)?;
-    }
-    Ok(accumulators)
+/// Own accumulators as they lie on disk, to be kept for auditors: each as if it were of the newest round, for files tell none.
+pub(super) fn accumulators(config: &NodeConfig, last: Round) -> VecDeque<(Branch, Round, Hash)> {
+    let newest = Round(last.0.saturating_add(AHEAD));
+    let named = config
+        .accumulators
+        .iter()
+        .filter_map(|(branch, file)| Some((branch, named(file)?)));
+    named.map(|(branch, root)| (*branch, newest, root)).collect()
 }
 
-/// The file's hash, if that is its name and the blob store has it now.
-async fn put_back_file(net: &Net, file: &Path, moved: bool) -> Option<Hash> {
-    let name = Hash::from_hex(file.file_stem()?.to_str()?)?;
-    if !moved && net.has(name).await {
-        return Some(name);
-    }
-    match net.put_file(file).await {
-        Ok(found) => (found == name).then_some(name),
-        Err(error) => {
+/// The files that this peer wrote itself for others to fetch, each with its hash: what nobody else has comes first, the newest of it before all.
+pub(super) fn written(config: &NodeConfig, store: &Store) -> Vec<(Hash, PathBuf)> {
+    let accumulators = config.accumulators.iter().rev();
+    let accumulators = accumulators.filter_map(|(_, file)| Some((named(file)?, file.clone())));
+    let snapshots = transfer::snapshots(store).into_iter().rev();
+    let snapshots = snapshots.map(|entry| (entry.model_root, snapshot_file(&config.snapshots, &entry)));
+    accumulators
+        .chain(snapshots.filter(|(_, file)| file.exists()))
+        .collect()
+}
+
+/// The hash that a file is named by.
+fn named(file: &Path) -> Option<Hash> {
+    Hash::from_hex(file.file_name()?.to_str()?)
+}
+
+/// Puts these files back into the blob store where it has lost them. It knows them by their whole paths, so after the peer's directory was moved it has
+/// lost all of them, whatever it says.
+pub(super) async fn put_back(net: Net, store: Arc<Store>, files: Vec<(Hash, PathBuf)>) {
+    let folder = std::path::absolute(net.blobs_folder()).unwrap_or_default();
+    let folder = folder.as_os_str().as_encoded_bytes();
+    let noted = store.meta_get(KNOWN_IN).ok().flatten();
+    let moved = noted.is_none_or(|noted| noted != folder);
+    let mut all = true;
+    for (name, file) in files {
+        if !moved && net.has(name).await {
+            continue;
+        }
+        // A torn one comes under another name, and goes as garbage.
+        if let Err(error) = net.put_file(&file).await {
+            all = false;
             tracing::warn!("{} cannot be given to those who ask for it: {error}", file.display());
-            None
         }
     }
-}
-
-/// The folders of these files, each once.
-fn folders<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Vec<u8> {
-    let absolute = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone());
-    let all: BTreeSet<PathBuf> = files
-        .map(absolute)
-        .filter_map(|file| Some(file.parent()?.to_owned()))
-        .collect();
-    let mut bytes = Vec::new();
-    for folder in all {
-        bytes.extend(folder.as_os_str().as_encoded_bytes());
-        bytes.push(0);
+    if moved && all {
+        let noted = match net.flush_blobs().await {
+            Ok(()) => store.meta_put(KNOWN_IN, folder).map_err(NodeError::from),
+            Err(error) => Err(NodeError::from(error)),
+        };
+        if let Err(error) = noted {
+            tracing::warn!("what this peer wrote will be read once more at the next start: {error}");
+        }
     }
-    bytes
 }
 
 /// The chain as the store holds it: the tip's state, and as much history as the protocol looks back on.
@@ -109,4 +108,83 @@ pub(super) fn read_chain(node: &Node) -> Result<(ChainState, History), NodeError
         state = next;
     }
     Ok((state, history))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::net::{NetConfig, Relay};
+
+    async fn started(dir: &Path) -> Net {
+        let config = NetConfig {
+            secret: [7; 32],
+            run: RunId([1; 32]),
+            bind: Some(([127, 0, 0, 1], 0).into()),
+            relay: Relay::None,
+            dir: dir.to_owned(),
+            max_upload: None,
+            max_download: None,
+            known: Vec::new(),
+        };
+        Net::start(config).await.unwrap().0
+    }
+
+    /// Whether each of these is there to be read, after another start in this folder that puts them back.
+    async fn put_back_in(dir: &Path, files: &[(Hash, PathBuf)]) -> Vec<bool> {
+        let net = started(dir).await;
+        let store = Arc::new(Store::open(dir).unwrap());
+        put_back(net.clone(), store, files.to_vec()).await;
+        let mut there = Vec::new();
+        for (name, _) in files {
+            there.push(
+                net.get(*name)
+                    .await
+                    .is_ok_and(|bytes| bytes.is_some_and(|bytes| Hash::of(&bytes) == *name)),
+            );
+        }
+        net.shutdown().await;
+        there
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_wrote_is_put_back_where_the_blob_store_lost_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let (old, new) = (temp.path().join("old"), temp.path().join("new"));
+        std::fs::create_dir(&old).unwrap();
+        let write = |at: &Path, fills: &[u8]| -> Vec<(Hash, PathBuf)> {
+            let each = fills.iter().map(|fill| {
+                let bytes = [*fill; 40_000];
+                let (name, file) = (Hash::of(&bytes), at.join(Hash::of(&bytes).to_string()));
+                std::fs::write(&file, bytes).unwrap();
+                (name, file)
+            });
+            each.collect()
+        };
+        let files = write(&old, &[1, 2]);
+        std::fs::write(&files[1].1, [2; 39_000]).unwrap();
+        assert_eq!(put_back_in(&old, &files).await, [true, false], "one is torn");
+
+        // Nothing is read again that the blob store knows: a file that is gone is not missed.
+        let files = write(&old, &[1, 2, 3]);
+        std::fs::remove_file(&files[0].1).unwrap();
+        assert_eq!(put_back_in(&old, &files).await, [false, true, true]);
+        assert!(Store::open(&old).unwrap().meta_get(KNOWN_IN).unwrap().is_some());
+
+        std::fs::rename(&old, &new).unwrap();
+        let gone = [(files[0].0, new.join(files[0].0.to_string()))];
+        let files = [&gone[..], &write(&new, &[2, 3])].concat();
+        assert_eq!(put_back_in(&new, &files).await, [false, true, true]);
+        let noted = || Store::open(&new).unwrap().meta_get(KNOWN_IN).unwrap().unwrap();
+        assert!(
+            !noted().ends_with(b"new/blobs"),
+            "one could not be read: all are read again"
+        );
+        write(&new, &[1]);
+        assert_eq!(put_back_in(&new, &files).await, [true; 3]);
+        assert!(noted().ends_with(b"new/blobs"));
+
+        std::fs::remove_dir_all(new.join("blobs")).unwrap();
+        assert_eq!(put_back_in(&new, &files).await, [true; 3]);
+    }
 }

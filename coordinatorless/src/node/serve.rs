@@ -175,7 +175,7 @@ fn bases(snapshots: &[SnapshotEntry], kept: usize, spacing: u64) -> Vec<(Branch,
     held
 }
 
-fn snapshot_file(folder: &Path, entry: &SnapshotEntry) -> PathBuf {
+pub(super) fn snapshot_file(folder: &Path, entry: &SnapshotEntry) -> PathBuf {
     folder.join(format!("{}.safetensors", entry.model_root))
 }
 
